@@ -1,0 +1,71 @@
+"""The native extension: CPU primitives of MLX over packed weights and KV pages (engine/cpu)."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+PAGE: int
+
+def kernels() -> str: ...
+def set_threads(threads: int) -> None: ...
+def threads() -> int: ...
+
+class Panels:
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def pack(
+    planes: Sequence[tuple[int, int, int, str]],
+    format: str,  # noqa: A002  as the extension calls it
+    rows: int,
+    cols: int,
+) -> Panels:
+    """Reads a matrix from open files, a plane (fd, offset, bytes, dtype), and lays it out for the kernels."""
+
+def decode_row(panels: Panels, row: int) -> mx.array: ...
+def embed(tokens: mx.array, table: Panels) -> mx.array: ...
+def project(x: mx.array, weights: Sequence[Panels], biases: Sequence[mx.array | None]) -> list[mx.array]: ...
+def add_projected(residual: mx.array, x: mx.array, weight: Panels, bias: mx.array | None) -> mx.array: ...
+def add_gated_mlp(
+    residual: mx.array, x: mx.array, weights: Sequence[Panels], biases: Sequence[mx.array | None]
+) -> mx.array:
+    """residual + down(silu(gate(x)) * up(x)); weights are gate, up, down."""
+
+def norm(x: mx.array, weight: mx.array, eps: float) -> mx.array: ...
+
+class AttentionPlan:
+    @staticmethod
+    def of(
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int,
+        eps: float,
+        interleaved: bool,
+        starts: npt.NDArray[np.int32],
+        past: npt.NDArray[np.int32],
+        tables: npt.NDArray[np.int32],
+        rope: mx.array,
+    ) -> AttentionPlan: ...
+
+def unwritten_pages(pages: int, elements: int, dtype: mx.Dtype) -> mx.array:
+    """Pages that take memory as they are written."""
+
+def page_elements(kv_heads: int, head_dim: int) -> int: ...
+def attend(
+    plan: AttentionPlan,
+    pages: mx.array,
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    q_norm: mx.array | None,
+    k_norm: mx.array | None,
+) -> mx.array:
+    """Head norms, rope, KV write into `pages` in place, attention; `pages` must be evaluated and have one owner."""

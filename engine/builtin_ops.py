@@ -1,0 +1,174 @@
+"""Ops by MLX's own kernels, for every device that MLX has: the slow twin of our kernels, and what GPUs run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from engine.batch import Batch, Ints
+from engine.builtin_weights import BuiltinMatrix
+from models.config import AttentionShape, ModelConfig
+from models.ops import GatedMLP, HeadNorms, Linear, Matrix
+from models.rope import rope_table
+
+
+class BuiltinPool:
+    """Keys and values of every layer, one array a layer, written in place.
+
+    A write happens in place while the pool holds the only reference to the array: whoever keeps another, or leaves a
+    pass unevaluated when the next begins, makes MLX copy the pool. Behind the pages' slots lies one that is never
+    written: it stays zero, and what a sequence must not see is read from there.
+    """
+
+    def __init__(self, config: ModelConfig, pages: int, page_size: int, dtype: mx.Dtype) -> None:
+        shape = config.attention
+        self.page_size = page_size
+        self.nowhere = pages * page_size
+        slots = (self.nowhere + 1, 2, shape.kv_heads, shape.head_dim)
+        self.layers = [mx.zeros(slots, dtype) for _ in range(config.layers)]
+        self.turns = mx.array(rope_table(shape.rope, min(config.context, self.nowhere)))  # (positions, rope dims)
+        mx.eval(self.layers, self.turns)
+
+    def write(self, layer: int, slots: mx.array, k: mx.array, v: mx.array) -> None:
+        """k and v (T, K, Dh) lie at their slots when the pass has been evaluated."""
+        pool = self.layers[layer]
+        self.layers[layer][slots] = mx.stack([k, v], axis=1).astype(pool.dtype)
+
+    def read(self, layer: int, slots: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys and values (B, K, S, Dh) at slots (B, S)."""
+        both = self.layers[layer][slots].transpose(2, 0, 3, 1, 4)
+        return both[0], both[1]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences that bring the same number of tokens n, attended in one call over the S slots of the longest."""
+
+    rows: mx.array  # (B, n)
+    slots: mx.array  # (B, S)
+    mask: mx.array | str | None  # (B, 1, n, S) true where a row sees a slot
+
+
+class BuiltinOps:
+    """One pass. The residual stream is float32; matrices multiply, and attention runs, in `dtype`."""
+
+    def __init__(self, config: ModelConfig, pool: BuiltinPool, batch: Batch, dtype: mx.Dtype) -> None:
+        self.shape = config.attention
+        self.eps = config.eps
+        self.pool = pool
+        self.dtype = dtype
+        self._tokens = mx.array(batch.tokens)
+        self._picks = mx.array(batch.picks)
+        self._slots = mx.array(_slots_written(batch, pool.page_size))
+        self._turns = pool.turns[mx.array(batch.positions)]
+        self._groups = [_group(batch, pool, members, self.shape) for members in _of_equal_length(np.diff(batch.starts))]
+        self._back = _back_to_rows(self._groups)
+
+    def embed(self, table: Matrix) -> mx.array:
+        return cast(BuiltinMatrix, table).at(self._tokens).astype(mx.float32)
+
+    def norm(self, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, weight, self.eps).astype(self.dtype)
+
+    def project(self, x: mx.array, linears: Sequence[Linear]) -> list[mx.array]:
+        return [_linear(x, linear) for linear in linears]
+
+    def add_projected(self, residual: mx.array, x: mx.array, linear: Linear) -> mx.array:
+        return residual + _linear(x, linear)
+
+    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, norms: HeadNorms | None) -> mx.array:
+        q, k, v = (x.reshape(len(x), -1, self.shape.head_dim) for x in (q, k, v))  # (T, H, Dh), (T, K, Dh)
+        if norms:
+            q = mx.fast.rms_norm(q, norms.q.astype(q.dtype), self.eps)
+            k = mx.fast.rms_norm(k, norms.k.astype(k.dtype), self.eps)
+        q, k = self._turned(q), self._turned(k)
+        self.pool.write(layer, self._slots, k, v)
+        seen = [self._attend(layer, q, group) for group in self._groups]
+        out = seen[0] if len(seen) == 1 else mx.concatenate(seen)
+        return out[self._back] if self._back is not None else out
+
+    def add_mlp(self, residual: mx.array, x: mx.array, mlp: GatedMLP) -> mx.array:
+        gate = _linear(x, mlp.gate)
+        return residual + _linear(gate * mx.sigmoid(gate) * _linear(x, mlp.up), mlp.down)
+
+    def pick(self, x: mx.array) -> mx.array:
+        return x[self._picks]
+
+    def _attend(self, layer: int, q: mx.array, group: Group) -> mx.array:
+        keys, values = self.pool.read(layer, group.slots)
+        mixed = mx.fast.scaled_dot_product_attention(
+            q[group.rows].swapaxes(1, 2),  # (B, H, n, Dh)
+            keys.astype(q.dtype),
+            values.astype(q.dtype),
+            scale=self.shape.scale,
+            mask=group.mask,
+        )
+        return mixed.swapaxes(1, 2).reshape(group.rows.size, -1)
+
+    def _turned(self, x: mx.array) -> mx.array:
+        """Rope over the heads of x (T, H, Dh), computed in float32."""
+        rope = self.shape.rope
+        cos, sin = mx.split(self._turns[:, None], 2, axis=-1)  # (T, 1, dims/2)
+        head = x[..., : rope.dims].astype(mx.float32)
+        if rope.interleaved:
+            a, b = head[..., 0::2], head[..., 1::2]
+            turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(head.shape)
+        else:
+            a, b = mx.split(head, 2, axis=-1)
+            turned = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+        return mx.concatenate([turned.astype(x.dtype), x[..., rope.dims :]], axis=-1)
+
+
+def _linear(x: mx.array, linear: Linear) -> mx.array:
+    if len(x) == 0:  # no rows are wanted: a prompt's chunk before its last. Still hangs on x, so that x is computed
+        return mx.broadcast_to(x[:, :1], (0, linear.matrix.rows))
+    product = cast(BuiltinMatrix, linear.matrix).times(x)
+    return product if linear.bias is None else product + linear.bias.astype(product.dtype)
+
+
+def _slots_written(batch: Batch, page_size: int) -> Ints:
+    """The slot of each row's own key and value, (T,)."""
+    sequence = np.repeat(np.arange(len(batch.past)), np.diff(batch.starts))
+    page = batch.tables[sequence, batch.positions // page_size]
+    return (page * page_size + batch.positions % page_size).astype(np.int32)
+
+
+def _of_equal_length(lengths: Ints) -> list[Ints]:
+    """The sequences that bring n tokens, for each n."""
+    return [np.flatnonzero(lengths == n).astype(np.int32) for n in np.unique(lengths)]
+
+
+def _group(batch: Batch, pool: BuiltinPool, members: Ints, shape: AttentionShape) -> Group:
+    starts, past = batch.starts[members], batch.past[members]
+    n = int(batch.starts[members[0] + 1] - starts[0])
+    ends = past + n  # (B,)
+    columns = np.arange(ends.max())  # (S,)
+    slots = batch.tables[members][:, columns // pool.page_size] * pool.page_size + columns % pool.page_size
+    slots = np.where(columns < ends[:, None], slots, pool.nowhere)
+    positions = past[:, None] + np.arange(n)  # (B, n)
+    sees = columns <= positions[:, :, None]  # (B, n, S)
+    if shape.window is not None:
+        sees &= columns > positions[:, :, None] - shape.window
+    return Group(
+        rows=mx.array(starts[:, None] + np.arange(n)),
+        slots=mx.array(slots.astype(np.int32)),
+        mask=_mask(sees, shape.window),
+    )
+
+
+def _mask(sees: npt.NDArray[np.bool_], window: int | None) -> mx.array | str | None:
+    """The cheapest form of what each row sees: MLX's kernels know "everything" and "the last n are causal"."""
+    if sees.all():
+        return None
+    if len(sees) == 1 and window is None:
+        return "causal"
+    return mx.array(sees[:, None])
+
+
+def _back_to_rows(groups: Sequence[Group]) -> mx.array | None:
+    """Where each row of the batch lies among the rows of all groups; None if they lie in order."""
+    order = np.concatenate([np.array(group.rows).reshape(-1) for group in groups])
+    return None if (np.diff(order) == 1).all() else mx.array(np.argsort(order).astype(np.int32))

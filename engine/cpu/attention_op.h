@@ -1,0 +1,45 @@
+// The attention of one layer as an MLX operation: head norms, rope, KV write into pages, paged attention.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "attention.h"
+#include "mlx/mlx.h"
+
+namespace puna {
+
+namespace mx = mlx::core;
+
+// What all layers of a pass share. Row r of sequence b has position past[b] + r - starts[b].
+struct AttentionPlan {
+  AttentionShape shape;
+  float eps;         // of the head norms
+  bool interleaved;  // rope turns pairs (2i, 2i + 1) rather than (i, i + dims / 2)
+  std::vector<int32_t> starts;  // (B + 1,)
+  std::vector<int32_t> past;    // (B,)
+  std::vector<int32_t> tables;  // (B, M) page ids
+  int64_t table_width;
+  mx::array rope;  // (positions, dims) float32: cosines, then sines
+  std::vector<int32_t> sequence_of;  // (T,)
+
+  AttentionPlan(AttentionShape shape, float eps, bool interleaved, std::vector<int32_t> starts, std::vector<int32_t> past,
+                std::vector<int32_t> tables, int64_t table_width, const mx::array &rope);
+  int64_t rows() const { return starts.back(); }
+  int64_t position(int64_t row) const { return past[sequence_of[row]] + row - starts[sequence_of[row]]; }
+};
+
+// Elements of one page of one layer: keys and values of PAGE tokens for all KV heads.
+int64_t page_elements(int64_t kv_heads, int64_t head_dim);
+
+// Pages (pages, page_elements) whose content is whatever memory holds: the system gives it page by page as it is written, so
+// a cache costs what is in it. Attention never looks at a token that was not written.
+mx::array unwritten_pages(int64_t pages, int64_t elements, mx::Dtype dtype);
+
+// q (T, H * Dh), k and v (T, K * Dh) -> (T, H * Dh). `pages` (pages, page_elements) is written in place: it must be evaluated
+// and held by the caller alone; later operations of the same stream see what was written.
+mx::array attend(std::shared_ptr<const AttentionPlan> plan, const mx::array &pages, const mx::array &q, const mx::array &k,
+                 const mx::array &v, const std::optional<mx::array> &q_norm, const std::optional<mx::array> &k_norm);
+
+}  // namespace puna

@@ -1,0 +1,47 @@
+// The rows, best first, and the choice among them.
+#include "kernels.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace puna {
+namespace {
+
+bool everywhere() { return true; }
+
+#if defined(__x86_64__)
+// __builtin_cpu_supports also asks the operating system whether it saves the registers.
+bool has_avx512_vnni() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+const Kernels avx512{"avx512", has_avx512_vnni, &avx512_matmul, &avx512_rows, &avx512_attention};
+#endif
+
+const Kernels portable{"portable", everywhere, &portable_matmul, &portable_rows, &portable_attention};
+
+const Kernels *const in_order[] = {
+#if defined(__x86_64__)
+    &avx512,
+#endif
+    &portable,
+};
+
+const Kernels &chosen() {
+  const char *forced = std::getenv("PUNA_CPU");
+  for (const Kernels *k : in_order) {
+    if (forced ? std::string_view(forced) == k->name && k->runs_here() : k->runs_here()) return *k;
+  }
+  throw std::runtime_error("PUNA_CPU=" + std::string(forced) + ": no such kernels on this CPU");
+}
+
+}  // namespace
+
+const Kernels &kernels() {
+  static const Kernels &best = chosen();
+  return best;
+}
+
+}  // namespace puna

@@ -1,0 +1,63 @@
+// The extension's face in Python: engine/_native.pyi says the same in types.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include "attention_op.h"
+#include "kernels.h"
+#include "matmul_op.h"
+#include "pack.h"
+#include "pool.h"
+#include "row_ops.h"
+
+namespace nb = nanobind;
+using namespace puna;
+using nb::literals::operator""_a;
+
+namespace {
+
+using Ints = nb::ndarray<const int32_t, nb::c_contig, nb::device::cpu>;
+
+std::vector<int32_t> ints(const Ints &a) { return {a.data(), a.data() + a.size()}; }
+
+std::shared_ptr<AttentionPlan> make_plan(int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, int64_t window, float eps,
+                                         bool interleaved, const Ints &starts, const Ints &past, const Ints &tables,
+                                         const mx::array &rope) {
+  if (tables.ndim() != 2) throw std::invalid_argument("[AttentionPlan] tables is (B, M)");
+  return std::make_shared<AttentionPlan>(AttentionShape{heads, kv_heads, head_dim, scale, window}, eps, interleaved, ints(starts),
+                                         ints(past), ints(tables), static_cast<int64_t>(tables.shape(1)), rope);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::module_::import_("mlx.core");  // registers mx::array in the domain that we share
+  m.attr("PAGE") = PAGE;
+  m.def("kernels", [] { return std::string(kernels().name); });
+  m.def("set_threads", &set_threads, "threads"_a);
+  m.def("threads", [] { return pool().threads(); });
+
+  nb::class_<Panels>(m, "Panels")
+      .def_prop_ro("rows", [](const Panels &p) { return p.rows; })
+      .def_prop_ro("cols", [](const Panels &p) { return p.cols; })
+      .def_prop_ro("nbytes", [](const Panels &p) { return p.nbytes(); });
+  m.def("pack", &pack, "planes"_a, "format"_a, "rows"_a, "cols"_a);
+  m.def("decode_row", &decode_row_array, "panels"_a, "row"_a);
+
+  m.def("embed", &embed, "tokens"_a, "table"_a);
+  m.def("project", &project, "x"_a, "weights"_a, "biases"_a);
+  m.def("add_projected", &add_projected, "residual"_a, "x"_a, "weight"_a, "bias"_a);
+  m.def("add_gated_mlp", &add_gated_mlp, "residual"_a, "x"_a, "weights"_a, "biases"_a);
+
+  m.def("norm", &norm, "x"_a, "weight"_a, "eps"_a);
+  nb::class_<AttentionPlan>(m, "AttentionPlan")
+      .def_static("of", &make_plan, "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a, "eps"_a, "interleaved"_a,
+                  "starts"_a, "past"_a, "tables"_a, "rope"_a);
+  m.def("unwritten_pages", &unwritten_pages, "pages"_a, "elements"_a, "dtype"_a);
+  m.def("page_elements", &page_elements, "kv_heads"_a, "head_dim"_a);
+  m.def("attend", &attend, "plan"_a, "pages"_a, "q"_a, "k"_a, "v"_a, "q_norm"_a.none(), "k_norm"_a.none());
+}

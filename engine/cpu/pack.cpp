@@ -1,0 +1,223 @@
+// Packing: strips of 16 rows are read from the file and woven into a panel, in parallel over panels.
+#include "pack.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <stdexcept>
+
+#include "blocks.h"
+#include "pool.h"
+
+namespace puna {
+namespace {
+
+constexpr int64_t UNIT_BYTES = 1 << 20;  // of the file: enough that a unit's scratch costs nothing
+
+Number number_of(const std::string &dtype) {
+  if (dtype == "f16") return Number::f16;
+  if (dtype == "bf16") return Number::bf16;
+  if (dtype == "f32") return Number::f32;
+  throw std::runtime_error("scales of type " + dtype + " are not supported");
+}
+
+Format format_of(const std::string &name) {
+  for (const BlockRow &row : block_rows)
+    if (name == row.name) return row.format;
+  for (const AffineRow &row : affine_rows)
+    if (name == row.name) return row.format;
+  throw std::runtime_error("unknown weight format " + name);
+}
+
+// Bytes of one row in each plane of the file.
+std::vector<int64_t> row_bytes(Format format, Number scales, int64_t cols) {
+  for (const AffineRow &row : affine_rows) {
+    if (row.format != format) continue;
+    if (cols % row.group != 0) throw std::runtime_error("columns are not whole groups");
+    const int64_t numbers = cols / row.group * bytes_of(scales);
+    return {cols * row.bits / 8, numbers, numbers};
+  }
+  for (const BlockRow &row : block_rows) {
+    if (row.format != format) continue;
+    if (cols % row.values != 0) throw std::runtime_error("columns are not whole blocks");
+    return {cols / row.values * row.bytes};
+  }
+  std::abort();  // every format is in one of the tables
+}
+
+void read_exactly(int fd, uint8_t *to, int64_t offset, int64_t nbytes) {
+  while (nbytes > 0) {
+    const ssize_t got = pread(fd, to, nbytes, offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) throw std::runtime_error(std::string("reading weights: ") + std::strerror(errno));
+    if (got == 0) throw std::runtime_error("the file ends inside a tensor, at byte " + std::to_string(offset));
+    to += got, offset += got, nbytes -= got;
+  }
+}
+
+// Codes of 32 k x 16 columns as 8 registers, whose bits are then gathered into planes. Codes are narrower than their
+// lanes, so that shifts of whole words never carry into a neighbour once masked.
+void weave_codes(const Staged strip[COLUMNS], int bits, int64_t g, uint8_t *planes) {
+  uint32_t lanes[8][COLUMNS];
+  for (int c = 0; c < COLUMNS; ++c) {
+    uint32_t fours[8];
+    std::memcpy(fours, strip[c].codes + GROUP * g, sizeof fours);
+    for (int j = 0; j < 8; ++j) lanes[j][c] = fours[j];
+  }
+  for (int at = 0; at < bits;) {
+    const int width = plane_width(bits - at);
+    const uint32_t mask = ((1u << width) - 1) * 0x01010101u;
+    for (int i = 0; i < width; ++i) {
+      uint32_t plane[COLUMNS] = {};
+      for (int j = i; j < 8; j += width)
+        for (int c = 0; c < COLUMNS; ++c) plane[c] |= (lanes[j][c] >> at & mask) << (j / width * width);
+      std::memcpy(planes, plane, REGISTER);
+      planes += REGISTER;
+    }
+    at += width;
+  }
+}
+
+void weave_subscaled(const Staged strip[COLUMNS], const PanelKind &kind, const Layout &at, uint8_t *block) {
+  for (int64_t c = 0; c < COLUMNS; ++c) {
+    std::memcpy(block + 2 * c, &strip[c].d, 2);
+    std::memcpy(block + 2 * (COLUMNS + c), &strip[c].dmin, 2);
+    for (int64_t i = 0; i < SUPERBLOCK / kind.sub; ++i) {
+      block[at.scales + i * COLUMNS + c] = strip[c].scales[i];
+      if (at.mins != at.scales && kind.mins) block[at.mins + i * COLUMNS + c] = strip[c].mins[i];
+    }
+  }
+}
+
+void weave_grouped(const Staged strip[COLUMNS], const PanelKind &kind, int64_t group, const Layout &at,
+                   uint8_t *block) {
+  const int64_t width = bytes_of(kind.number);
+  for (int64_t i = 0; i < SUPERBLOCK / group; ++i) {
+    for (int64_t c = 0; c < COLUMNS; ++c) {
+      const int64_t lane = (i * COLUMNS + c) * width;
+      std::memcpy(block + at.scales + lane, strip[c].numbers[i], width);
+      if (kind.mins) std::memcpy(block + at.mins + lane, strip[c].biases[i], width);
+    }
+  }
+}
+
+template <class Word>
+void weave_dense(const uint8_t *rows, int64_t count, const Panels &panels, uint8_t *panel) {
+  const auto *values = reinterpret_cast<const Word *>(rows);
+  auto *out = reinterpret_cast<Word *>(panel);
+  for (int64_t k = 0; k < panels.cols; ++k)
+    for (int64_t c = 0; c < COLUMNS; ++c) out[k * COLUMNS + c] = c < count ? values[c * panels.cols + k] : Word{0};
+  std::fill(out + panels.cols * COLUMNS, out + panels.superblocks * SUPERBLOCK * COLUMNS, Word{0});
+}
+
+// What packing one tensor needs: its spans, and the bytes of a row in each.
+struct Job {
+  const std::vector<PlaneSpan> &planes;
+  std::vector<int64_t> bytes;
+  StageKernel stage;
+  const Panels &panels;
+
+  int64_t strip_bytes() const {
+    int64_t sum = 0;
+    for (const int64_t b : bytes) sum += b * COLUMNS;
+    return sum;
+  }
+  void pack_panel(int64_t i, uint8_t *scratch) const;
+  void weave(const RowSource &rows, int64_t count, uint8_t *panel) const;
+};
+
+void Job::pack_panel(int64_t i, uint8_t *scratch) const {
+  const int64_t count = std::min(COLUMNS, panels.rows - i * COLUMNS);
+  const uint8_t *at[3] = {};
+  for (size_t p = 0; p < planes.size(); ++p) {
+    const auto &[fd, offset, nbytes, dtype] = planes[p];
+    read_exactly(fd, scratch, offset + i * COLUMNS * bytes[p], count * bytes[p]);
+    at[p] = scratch;
+    scratch += COLUMNS * bytes[p];
+  }
+  weave({at[0], at[1], at[2], panels.cols}, count, panels.panel(i));
+}
+
+void Job::weave(const RowSource &rows, int64_t count, uint8_t *panel) const {
+  const PanelKind &kind = panels.shape();
+  if (kind.arithmetic == Arithmetic::dense) {
+    if (kind.number == Number::f32) weave_dense<uint32_t>(rows.codes, count, panels, panel);
+    else weave_dense<uint16_t>(rows.codes, count, panels, panel);
+    return;
+  }
+  const Layout at = layout(kind, panels.group);
+  const int64_t numbers = bytes.size() == 3 ? bytes[1] : 0;
+  for (int64_t b = 0; b < panels.superblocks; ++b, panel += at.bytes) {
+    Staged strip[COLUMNS] = {};
+    for (int64_t c = 0; c < count; ++c)
+      stage({rows.codes + c * bytes[0], rows.scales + c * numbers, rows.biases + c * numbers, rows.cols}, b, strip[c]);
+    if (kind.arithmetic == Arithmetic::subscaled) weave_subscaled(strip, kind, at, panel);
+    else weave_grouped(strip, kind, panels.group, at, panel);
+    for (int64_t g = 0; g < GROUPS; ++g)
+      weave_codes(strip, kind.bits, g, panel + at.codes + g * REGISTER * kind.bits);
+  }
+}
+
+// Runs f over units on the pool; the first exception of any thread is thrown here.
+template <class F>
+void run_throwing(int64_t units, const F &f) {
+  std::atomic<bool> failed{false};
+  std::exception_ptr first;
+  std::mutex mutex;
+  pool().run(units, [&](int64_t unit) {
+    if (failed) return;
+    try {
+      f(unit);
+    } catch (...) {
+      std::lock_guard lock(mutex);
+      if (!failed.exchange(true)) first = std::current_exception();
+    }
+  });
+  if (first) std::rethrow_exception(first);
+}
+
+// The one type of an affine tensor's scales and biases; GGUF formats have none of their own planes.
+Number scale_number(const std::vector<PlaneSpan> &planes) {
+  if (planes.size() != 3) return Number::f32;
+  const Number number = number_of(std::get<3>(planes[1]));
+  if (number_of(std::get<3>(planes[2])) != number) throw std::runtime_error("scales and biases differ in type");
+  return number;
+}
+
+void check_sizes(const std::vector<PlaneSpan> &planes, const std::vector<int64_t> &bytes, int64_t rows) {
+  if (planes.size() != bytes.size()) throw std::runtime_error("wrong number of planes for the format");
+  for (size_t p = 0; p < planes.size(); ++p) {
+    const int64_t has = std::get<2>(planes[p]), asked = rows * bytes[p];
+    if (has == asked) continue;
+    throw std::runtime_error("a plane has " + std::to_string(has) + " bytes; its shape asks for " +
+                             std::to_string(asked));
+  }
+}
+
+}  // namespace
+
+std::shared_ptr<Panels> pack(const std::vector<PlaneSpan> &planes, const std::string &format, int64_t rows,
+                             int64_t cols) {
+  if (rows <= 0 || cols <= 0) throw std::runtime_error("a matrix needs rows and columns");
+  const Format row = format_of(format);
+  const Number scales = scale_number(planes);
+  const std::vector<int64_t> bytes = row_bytes(row, scales, cols);
+  check_sizes(planes, bytes, rows);
+  auto panels = std::make_shared<Panels>(target_of(row, scales), rows, cols);
+  const Job job{planes, bytes, stage_of(row, scales), *panels};
+  const int64_t per_unit = std::max<int64_t>(1, UNIT_BYTES / job.strip_bytes());
+  run_throwing((panels->count() + per_unit - 1) / per_unit, [&](int64_t unit) {
+    const auto scratch = std::make_unique_for_overwrite<uint8_t[]>(job.strip_bytes());
+    const int64_t end = std::min(panels->count(), (unit + 1) * per_unit);
+    for (int64_t i = unit * per_unit; i < end; ++i) job.pack_panel(i, scratch.get());
+  });
+  return panels;
+}
+
+}  // namespace puna

@@ -1,0 +1,59 @@
+// The one pool of CPU threads: workers spin for a moment after work, then park; a parked pool costs no CPU.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace puna {
+
+// Runs units of work on all threads. Units are claimed one by one, so they may be uneven; which thread runs a unit
+// must never change its result (law 1). One caller at a time: the stream's own thread, which works as thread 0.
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool &) = delete;
+  Pool &operator=(const Pool &) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls f(unit) for each unit in [0, units) and returns when all have returned.
+  template <class F>
+  void run(int64_t units, const F &f) {
+    if (units <= 0) return;
+    if (units == 1 || workers_.empty()) {
+      for (int64_t u = 0; u < units; ++u) f(u);
+      return;
+    }
+    start(units, [](const void *context, int64_t unit) { (*static_cast<const F *>(context))(unit); }, &f);
+  }
+
+ private:
+  using Call = void (*)(const void *context, int64_t unit);
+  void start(int64_t units, Call call, const void *context);
+  void work();
+  void loop();
+
+  std::vector<std::thread> workers_;
+  Call call_ = nullptr;
+  const void *context_ = nullptr;
+  int64_t units_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<uint64_t> round_{0};
+  alignas(64) std::atomic<int> busy_{0};
+  std::atomic<bool> stop_{false};
+  std::atomic<int> parked_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+// The pool that kernels run on. Set before the first kernel runs; 1 thread until then.
+Pool &pool();
+void set_threads(int threads);
+
+}  // namespace puna

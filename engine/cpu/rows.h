@@ -1,0 +1,20 @@
+// Kernels over rows of activations: norm, gate, and the exponential that attention and gate share.
+#pragma once
+
+#include <cstdint>
+
+namespace puna {
+
+struct RowKernels {
+  // out[i] = x[i] * rsqrt(mean(x^2) + eps) * weight[i]. Sums run in 16 lanes (lane = index mod 16), folded 8, 4, 2, 1.
+  void (*norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
+  // out[i] = silu(gate[i]) * up[i]; out may be gate.
+  void (*gate)(const float *gate, const float *up, int64_t n, float *out);
+  // out[i] = a[i] + b[i]; out may be a.
+  void (*add)(const float *a, const float *b, int64_t n, float *out);
+};
+
+extern const RowKernels portable_rows;
+extern const RowKernels avx512_rows;
+
+}  // namespace puna

@@ -1,0 +1,81 @@
+"""From an EngineSpec to an engine: the file is opened, judged against the machine, and brought to a device."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import mlx.core as mx
+
+from engine.batch import Batch
+from engine.child import Loaded
+from engine.engine import Engine, Limits
+from engine.memory import Room, free_memory, room_for
+from engine.messages import EngineSpec
+from kvcache.pages import PAGE, PagePool
+from models.config import ModelConfig, config_of
+from models.llama import Llama
+from models.ops import Ops
+from quant.checkpoint import Checkpoint
+from quant.open import open_checkpoint
+
+Side = tuple[Llama, Callable[[Batch], Ops]]
+
+_KV = {"f16": mx.float16, "bf16": mx.bfloat16, "f32": mx.float32}
+
+
+def load(spec: EngineSpec) -> Loaded:
+    """The engine is ready to step. Nothing is read beyond the headers of a model that does not fit."""
+    with open_checkpoint(Path(spec.path)) as checkpoint:
+        config = config_of(checkpoint)
+        weights = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+        room = room_for(config, weights, spec, free_memory())
+        device = _device(spec)
+        model, ops_of = _SIDES[device](spec, config, checkpoint, room)
+    limits = Limits(room.context, config.vocab, spec.max_batch)
+    return Loaded(Engine(model, ops_of, PagePool(room.cache // PAGE), limits), _name(device))
+
+
+def _device(spec: EngineSpec) -> Literal["cpu", "builtin"]:
+    """Our own kernels on a CPU, MLX's where there is a GPU."""
+    if spec.device != "auto":
+        return spec.device
+    return "builtin" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+
+
+def _name(device: Literal["cpu", "builtin"]) -> str:
+    """The class of device, within which equal requests get equal tokens."""
+    on_gpu = device == "builtin" and mx.default_device() == mx.Device(mx.gpu)
+    return "gpu" if on_gpu else device
+
+
+def _cores() -> int:
+    """Those that we may run on, where the system says."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _native(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
+    # The extension is imported where it is used: a machine with a GPU does without it.
+    from engine import _native
+    from engine.native_ops import NativeOps, NativePool
+    from engine.native_weights import NativeLoader
+
+    mx.set_default_device(mx.Device(mx.cpu))
+    _native.set_threads(spec.threads or _cores())
+    model = Llama.load(config, checkpoint, NativeLoader())
+    pool = NativePool(config, room.cache // PAGE, room.context, _KV[spec.kv])
+    return model, lambda batch: NativeOps(config, pool, batch)
+
+
+def _builtin(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
+    from engine.builtin_ops import BuiltinOps, BuiltinPool
+    from engine.builtin_weights import BuiltinLoader, activation_dtype
+
+    dtype = mx.float32 if spec.kv == "f32" else activation_dtype(checkpoint)
+    model = Llama.load(config, checkpoint, BuiltinLoader(dtype))
+    pool = BuiltinPool(config, room.cache // PAGE, PAGE, _KV[spec.kv])
+    return model, lambda batch: BuiltinOps(config, pool, batch, dtype)
+
+
+_SIDES = {"cpu": _native, "builtin": _builtin}

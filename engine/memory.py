@@ -1,0 +1,120 @@
+"""Memory: what a model will need, what the machine has, and how many tokens of KV cache follow from both."""
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.messages import EngineSpec
+from kvcache.pages import PAGE
+from models.config import ModelConfig
+from quant.errors import EngineError, NotEnoughMemory
+
+USUAL_CONTEXT = 32768  # where the model takes more: agents' prompts fit, and the cache of an 8B model is 4 GB
+LEAST_CONTEXT = 1024  # a model that gets less than this, unasked, is of no use
+SHARE = 0.9  # of what is free; the rest is for the machine's other work
+CACHE_SHARE = 0.25  # of the room, beyond one sequence's cache
+ROWS = 640  # of the largest pass: a prefill chunk and the decoding sequences beside it
+
+_KV_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes, by what they are for."""
+
+    weights: int
+    kv: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.scratch
+
+
+@dataclass(frozen=True)
+class Room:
+    """Tokens that one sequence may have, and those that all together may keep: a whole number of pages each."""
+
+    context: int
+    cache: int
+
+
+def token_bytes(config: ModelConfig, kv: str = "f16") -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * config.layers * config.attention.kv_heads * config.attention.head_dim * _KV_BYTES[kv]
+
+
+def memory_need(config: ModelConfig, weights: int, cache: int, kv: str = "f16", max_batch: int = 16) -> Need:
+    """With weights of so many bytes in the file and a cache for so many tokens."""
+    heads = config.attention.heads * config.attention.head_dim
+    row = 4 * (4 * config.width + 4 * heads + 3 * config.ffn)  # float32 activations that live at once
+    logits = 8 * max_batch * config.vocab
+    rope = 4 * min(cache, config.context) * config.attention.rope.dims
+    return Need(weights, cache * token_bytes(config, kv), ROWS * row + logits + rope)
+
+
+def check_fits(need: Need, free: int) -> None:
+    """Raises with the numbers."""
+    if need.total > SHARE * free:
+        parts = f"weights {_size(need.weights)}, KV cache {_size(need.kv)}, scratch {_size(need.scratch)}"
+        raise NotEnoughMemory(
+            f"the model needs {_size(need.total)} ({parts}) and {_size(free)} are free, of which {SHARE:.0%} are used"
+        )
+
+
+def room_for(config: ModelConfig, weights: int, spec: EngineSpec, free: int) -> Room:
+    """What was asked for, or else what the model takes and the machine has. Raises if that is not to be had."""
+    if spec.context is not None and spec.context > config.context:
+        raise EngineError(f"a context of {spec.context} was asked for; the model was made for {config.context}")
+    without = memory_need(config, weights, 0, spec.kv, spec.max_batch)
+    token = token_bytes(config, spec.kv) + 4 * config.attention.rope.dims
+    room = int(SHARE * free - without.total) // token // PAGE * PAGE
+    usual = min(config.context, USUAL_CONTEXT)
+    context = spec.context or min(usual, max(room, LEAST_CONTEXT))
+    cache = _whole_pages(spec.cache_tokens or max(context, min(2 * context, int(CACHE_SHARE * room))))
+    if cache < context:
+        raise EngineError(f"a context of {context} tokens does not fit in a cache of {cache}")
+    check_fits(memory_need(config, weights, cache, spec.kv, spec.max_batch), free)
+    return Room(context, cache)
+
+
+def free_memory() -> int:
+    """Bytes that may be taken without harm to others, within the limits of a container."""
+    return _darwin() if sys.platform == "darwin" else min(_linux(Path("/proc/meminfo")), _container())
+
+
+def _linux(meminfo: Path) -> int:
+    for line in meminfo.read_text().splitlines():
+        name, value = line.split(":")
+        if name == "MemAvailable":
+            return int(value.removesuffix("kB")) * 1024
+    raise EngineError(f"{meminfo} does not say how much memory is available")
+
+
+def _container(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """What a container's own limit leaves; files that it merely caches do not count."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:  # no container, or one of the old kind
+        return sys.maxsize
+    return sys.maxsize if limit == "max" else max(0, int(limit) - used + int(stat["inactive_file"]))
+
+
+def _darwin() -> int:
+    """Three quarters of the machine: what Metal recommends as a working set, and macOS makes room for."""
+    size = ctypes.c_uint64()
+    length = ctypes.c_size_t(8)
+    if ctypes.CDLL(None).sysctlbyname(b"hw.memsize", ctypes.byref(size), ctypes.byref(length), None, 0) != 0:
+        raise EngineError("the machine does not say how much memory it has")
+    return size.value * 3 // 4
+
+
+def _whole_pages(tokens: int) -> int:
+    return -(-tokens // PAGE) * PAGE
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

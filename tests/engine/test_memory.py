@@ -1,0 +1,111 @@
+"""Laws of the memory plan: it fits or is refused with numbers, and what is not asked for is chosen to fit."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.memory import (
+    LEAST_CONTEXT,
+    SHARE,
+    USUAL_CONTEXT,
+    _container,
+    _linux,
+    check_fits,
+    free_memory,
+    memory_need,
+    room_for,
+    token_bytes,
+)
+from engine.messages import EngineSpec
+from kvcache.pages import PAGE
+from models.config import AttentionShape, ModelConfig
+from models.rope import Rope
+from quant.errors import EngineError, NotEnoughMemory
+
+GIB = 2**30
+LLAMA_1B = ModelConfig(
+    architecture="llama",
+    name="Llama-3.2-1B",
+    vocab=128256,
+    width=2048,
+    layers=16,
+    ffn=8192,
+    eps=1e-5,
+    context=131072,
+    attention=AttentionShape(32, 8, 64, 0.125, Rope(500000.0, 64, True), None),
+    tied=True,
+    qkv_bias=False,
+    head_norms=False,
+)
+SPEC = EngineSpec(path="")
+
+
+def test_a_token_of_llama_1b_takes_32_kib_in_half_precision() -> None:
+    assert token_bytes(LLAMA_1B) == 32 * 1024
+    assert token_bytes(LLAMA_1B, "f32") == 64 * 1024
+
+
+@given(
+    free=st.integers(0, 64 * GIB),
+    context=st.none() | st.integers(1, 131072),
+    cache=st.none() | st.integers(1, 500_000),
+)
+def test_a_room_fits_or_is_refused(free: int, context: int | None, cache: int | None) -> None:
+    spec = msgspec.structs.replace(SPEC, context=context, cache_tokens=cache)
+    try:
+        room = room_for(LLAMA_1B, GIB, spec, free)
+    except EngineError:
+        return
+    assert memory_need(LLAMA_1B, GIB, room.cache).total <= SHARE * free
+    assert room.context <= room.cache
+    assert room.cache % PAGE == 0
+    assert context in (None, room.context)
+    assert cache is None or cache <= room.cache < cache + PAGE
+
+
+def test_what_is_not_asked_for_is_as_large_as_usual_if_it_fits_and_smaller_if_not() -> None:
+    assert room_for(LLAMA_1B, GIB, SPEC, 64 * GIB).context == USUAL_CONTEXT
+    assert LEAST_CONTEXT < room_for(LLAMA_1B, GIB, SPEC, 2 * GIB).context < USUAL_CONTEXT
+    with pytest.raises(NotEnoughMemory, match=r"needs 1\.\d+ GiB \(weights 1\.00 GiB, .* and 1\.00 GiB are free"):
+        room_for(LLAMA_1B, GIB, SPEC, GIB)
+
+
+def test_a_context_that_was_asked_for_is_given_or_refused_but_never_cut() -> None:
+    asked = msgspec.structs.replace(SPEC, context=100_000)
+    assert room_for(LLAMA_1B, GIB, asked, 16 * GIB).context == 100_000
+    with pytest.raises(NotEnoughMemory):
+        room_for(LLAMA_1B, GIB, asked, 3 * GIB)
+    with pytest.raises(EngineError, match="made for 131072"):
+        room_for(LLAMA_1B, GIB, msgspec.structs.replace(SPEC, context=131073), 64 * GIB)
+    with pytest.raises(EngineError, match="cache of 64"):
+        room_for(LLAMA_1B, GIB, msgspec.structs.replace(SPEC, context=100, cache_tokens=50), 64 * GIB)
+
+
+def test_what_fits_is_not_refused() -> None:
+    check_fits(memory_need(LLAMA_1B, GIB, 1024), 2 * GIB)
+
+
+def test_linux_says_what_is_available(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       2048 kB\nMemAvailable:   1024 kB\nHugePages_Total:       0\n")
+    assert _linux(meminfo) == 2**20
+
+
+def test_a_container_leaves_its_limit_less_what_is_used_and_not_merely_cached(tmp_path: Path) -> None:
+    for name, text in {
+        "memory.max": "1000\n",
+        "memory.current": "700\n",
+        "memory.stat": "anon 500\ninactive_file 200\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert _container(tmp_path) == 500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _container(tmp_path) > 2**60
+    assert _container(tmp_path / "nowhere") > 2**60
+
+
+def test_this_machine_has_memory() -> None:
+    assert free_memory() > 2**20
