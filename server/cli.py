@@ -1,0 +1,202 @@
+"""The command `puna`: what it takes, and who does it. What a subcommand needs is imported when it runs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.messages import EngineSpec
+from quant.errors import PunaError
+
+HOST, PORT = "127.0.0.1", 7862  # P-U-N-A on a phone's keys
+CRIA = Path(__file__).parents[1] / "models" / "cria" / "cria.gguf"  # the demo model that comes with the program
+GRACE = 30.0
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code. What a user or a file caused is one line on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.do(options)
+    except PunaError as error:
+        print(f"puna: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `puna inspect FILE | head`
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="puna", description="A local LLM inference server with the OpenAI API.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", help="answer the OpenAI API over HTTP"))
+    _add_run(commands.add_parser("run", help="answer one prompt and leave"))
+    _add_inspect(commands.add_parser("inspect", help="say what is in a model file"))
+    _add_service(commands.add_parser("service", help="run the server in the background, from login on"))
+    return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ctx", type=_positive, metavar="N", help="tokens that a conversation may have")
+    parser.add_argument("--cache", type=_positive, metavar="N", help="tokens that all conversations together may keep")
+    parser.add_argument(
+        "--kv", choices=["f16", "bf16", "f32"], default="f16", help="numbers of the cache (default f16)"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads to compute with")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "builtin"], default="auto", help="builtin: MLX's own kernels"
+    )
+
+
+def _add_batch_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-batch", type=_positive, default=16, metavar="N", help="sequences computed together")
+
+
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="*", type=Path, metavar="MODEL", help="GGUF file or MLX folder; default: cria")
+    parser.add_argument("--host", default=HOST, help=f"address to listen on (default {HOST})")
+    parser.add_argument("--port", type=_port, default=PORT, help=f"default {PORT}; 0 takes a free one")
+    _add_model_options(parser)
+    _add_batch_option(parser)
+    parser.add_argument("--queue", type=_positive, default=256, metavar="N", help="requests that may be here at once")
+    parser.add_argument("--grace", type=_seconds, default=GRACE, metavar="S", help="seconds to finish when stopped")
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="further name of this server")
+    parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages that may use it")
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help="log here, and not to standard error")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_serve_options(parser)
+    parser.set_defaults(do=_serve)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="GGUF file or MLX folder")
+    parser.add_argument("prompt", nargs="?", help="default: standard input")
+    _add_model_options(parser)
+    parser.add_argument("--max-tokens", type=_positive, metavar="N", help="default: the rest of the context")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default 1)")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: another each time")
+    parser.add_argument("--raw", action="store_true", help="continue the text; no chat template")
+    parser.set_defaults(do=_run)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="GGUF file or MLX folder")
+    _add_model_options(parser)
+    _add_batch_option(parser)
+    parser.set_defaults(do=_inspect)
+
+
+def _add_service(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    install = commands.add_parser("install", help="write the service and start it; takes the options of `puna serve`")
+    _add_serve_options(install)
+    install.set_defaults(do=_service_install)
+    for name, what in (
+        ("status", "whether it runs"),
+        ("logs", "the last lines that it wrote"),
+        ("remove", "stop it and take it away"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.set_defaults(do=_service, action=name)
+    for command in commands.choices.values():
+        command.add_argument("--root", type=Path, metavar="DIR", help="only write files, and below DIR")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    import asyncio
+
+    from server.app import Surroundings
+    from server.loading import open_models
+    from server.logs import log_to
+    from server.open_files import allow_many_files
+    from server.serve import Listening, serve
+
+    log_to(options.log_file)
+    allow_many_files()
+    surroundings = Surroundings(options.allow_host, options.allow_origin)
+    listening = Listening(options.host, options.port, options.queue, options.grace, surroundings)
+    like = _spec(CRIA, options, options.max_batch)
+    asyncio.run(serve(listening, lambda: open_models(options.models or [CRIA], like)))
+
+
+def _spec(model: Path, options: argparse.Namespace, max_batch: int) -> EngineSpec:
+    return EngineSpec(
+        path=str(model),
+        context=options.ctx,
+        cache_tokens=options.cache,
+        threads=options.threads,
+        device=options.device,
+        kv=options.kv,
+        max_batch=max_batch,
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    import asyncio
+
+    from server.run import Asking, run
+
+    text = sys.stdin.read() if options.prompt is None else options.prompt
+    asking = Asking(text, options.raw, options.max_tokens, options.temperature, options.seed)
+    asyncio.run(run(_spec(options.model, options, 1), asking))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from server.inspection import inspect
+
+    inspect(_spec(options.file, options, options.max_batch))
+
+
+def _service_install(options: argparse.Namespace) -> None:
+    from server.service import install
+
+    install(_serve_arguments(options), options.grace, options.root)
+
+
+def _service(options: argparse.Namespace) -> None:
+    from server.service import logs, remove, status
+
+    {"status": status, "logs": logs, "remove": remove}[options.action](options.root)
+
+
+def _serve_arguments(options: argparse.Namespace) -> list[str]:
+    """The command line of `puna serve` that these options came from; a service has another working directory."""
+    arguments = [str(model.resolve()) for model in options.models]
+    arguments += ["--host", options.host, "--port", str(options.port), "--grace", f"{options.grace:g}"]
+    arguments += ["--max-batch", str(options.max_batch), "--queue", str(options.queue)]
+    arguments += ["--kv", options.kv, "--device", options.device]
+    for flag, value in (("--ctx", options.ctx), ("--cache", options.cache), ("--threads", options.threads)):
+        arguments += [flag, str(value)] if value is not None else []
+    for flag, values in (("--allow-host", options.allow_host), ("--allow-origin", options.allow_origin)):
+        arguments += [word for value in values for word in (flag, value)]
+    return arguments
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError(f"{number} is no port")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 3600")
+    return number

@@ -1,0 +1,91 @@
+"""POST /v1/completions."""
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from engine.messages import Sampling
+from models.tokenizer import Tokenizer
+from server.completion_reply import CompletionReply
+from server.disconnect import unless_gone
+from server.drain import Door
+from server.errors import InvalidRequest, Unsupported
+from server.generation import Generation, begin
+from server.honesty import COMPLETION, examine
+from server.prompts import checked_ids, text_prompt
+from server.sampling import room_after, sampling_of, seed_of, seed_of_choice
+from server.schema import CompletionRequest
+from server.served import Served, Store
+from server.sse import Stream
+
+DEFAULT_TOKENS = 16  # the API's own default
+MOST_SEQUENCES = 128
+
+
+def completion_routes(store: Store, door: Door) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/completions")
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        warnings = examine(body, COMPLETION)
+        served = store.find(body.model)
+        _check(body)
+        prompts = await asyncio.to_thread(_prompts, served.card.tokenizer, body)
+        generation = _begin(served, body, prompts)
+        door.watch(generation)
+        reply = CompletionReply(served, body, warnings, generation, _echoes(served, body, prompts))
+        if body.stream:
+            return Stream(reply.chunks(), reply.keep_alive, generation.close)
+        try:
+            return JSONResponse(await unless_gone(request, reply.whole()))
+        finally:
+            generation.close()
+
+    return routes
+
+
+def _check(body: CompletionRequest) -> None:
+    if len(body.prompts) * body.choices > MOST_SEQUENCES:
+        raise InvalidRequest(f"n: {len(body.prompts)} prompts x {body.choices} is more than {MOST_SEQUENCES}", "n")
+    if body.echo and body.logprobs is not None:
+        raise Unsupported("echo: logprobs of the prompt are not supported yet", "echo")
+
+
+def _prompts(tokenizer: Tokenizer, body: CompletionRequest) -> list[list[int]]:
+    prompts: list[list[int]] = []
+    for number, prompt in enumerate(body.prompts):
+        if isinstance(prompt, str):
+            ids = text_prompt(tokenizer, prompt)
+        else:
+            where = "prompt" if len(body.prompts) == 1 else f"prompt.{number}"
+            ids = checked_ids(tokenizer, prompt, where)
+        if not ids:
+            raise InvalidRequest("prompt: has no tokens, and the model has none to begin with", "prompt")
+        prompts.append(ids)
+    return prompts
+
+
+def _begin(served: Served, body: CompletionRequest, prompts: list[list[int]]) -> Generation:
+    """The choices in the API's order: n of the first prompt, n of the second."""
+    seed = seed_of(body)
+    asked = body.max_tokens or DEFAULT_TOKENS
+    sequences: list[tuple[list[int], Sampling]] = []
+    for prompt in prompts:
+        room = room_after(len(prompt), served, "prompt")
+        for choice in range(body.choices):
+            of_choice = seed_of_choice(seed, choice)
+            tokens = min(asked, room)
+            how = sampling_of(body, served, max_tokens=tokens, logprobs=body.logprobs, seed=of_choice)
+            sequences.append((prompt, how))
+    return Generation(begin(served, sequences, body.stops), sum(map(len, prompts)))
+
+
+def _echoes(served: Served, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:
+    """What precedes each choice's text: its prompt, if the request wants it there."""
+    if not body.echo:
+        return [""] * (len(prompts) * body.choices)
+    decode = served.card.tokenizer.decode
+    texts = [said if isinstance(said, str) else decode(said) for said in body.prompts]
+    return [text for text in texts for _ in range(body.choices)]

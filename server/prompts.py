@@ -1,0 +1,85 @@
+"""From what a request says to the token ids that the model reads. Slow on long texts: call it off the event loop."""
+
+import msgspec
+
+from models.tokenizer import Tokenizer
+from server.errors import InvalidRequest, Unsupported, sayable
+from server.schema import CalledTool, ChatRequest, Message
+from server.served import Served
+
+# What a template is given by us; a request must not put its own in their place.
+_OURS = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "chat_template", "tokenize"})
+_ARGUMENTS = msgspec.json.Decoder(dict[str, object])
+
+
+def chat_prompt(served: Served, body: ChatRequest) -> list[int]:
+    """The conversation as the model's template writes it, up to where the assistant begins to speak."""
+    template = served.card.template
+    if template is None:
+        raise Unsupported("the model has no chat template; use /v1/completions", "messages")
+    messages = [_plain(message, position) for position, message in enumerate(body.messages)]
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if body.uses_tools else None
+    (messages, tools), mark = served.guard.mark((messages, tools))
+    text = template.render(messages, tools, extra=_extra(body))
+    _check(text, "messages")
+    return _begun(served.card.tokenizer, served.guard.encode(text, mark))
+
+
+def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The text's ids, control tokens read as such: its author writes what a template would."""
+    _check(text, "prompt")
+    return _begun(tokenizer, tokenizer.encode(text, special=True))
+
+
+def _extra(body: ChatRequest) -> dict[str, object]:
+    """What the request says to the template beside the conversation."""
+    extra: dict[str, object] = dict(body.chat_template_kwargs or {})
+    taken = min(_OURS & extra.keys(), default=None)
+    if taken is not None:
+        raise InvalidRequest(f"chat_template_kwargs: {taken} is the server's to give", f"chat_template_kwargs.{taken}")
+    return extra
+
+
+def _check(text: str, param: str) -> None:
+    if sayable(text) != text:
+        raise InvalidRequest(f"{param}: has half of a surrogate pair, which is no character", param)
+
+
+def _begun(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """The ids after one BOS if the model wants it. Templates often write it themselves."""
+    if tokenizer.add_bos and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
+        return [tokenizer.bos, *ids]
+    return ids
+
+
+def checked_ids(tokenizer: Tokenizer, ids: list[int], param: str) -> list[int]:
+    for position, token in enumerate(ids):
+        if not 0 <= token < tokenizer.size:
+            where = f"{param}.{position}"
+            raise InvalidRequest(f"{where}: token {token} is not in the vocabulary of {tokenizer.size}", where)
+    return ids
+
+
+def _plain(message: Message, position: int) -> dict[str, object]:
+    """The message as templates know it: text joined, developers are the system, arguments are objects."""
+    if message.content is None and not (message.role == "assistant" and message.tool_calls):
+        where = f"messages.{position}.content"
+        raise InvalidRequest(f"{where}: missing", where)
+    plain: dict[str, object] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": message.text,
+    }
+    plain |= message.model_dump(include={"name", "reasoning_content", "tool_call_id"}, exclude_none=True)
+    if message.tool_calls:
+        calls = enumerate(message.tool_calls)
+        plain["tool_calls"] = [_plain_call(call, f"messages.{position}.tool_calls.{number}") for number, call in calls]
+    return plain
+
+
+def _plain_call(call: CalledTool, where: str) -> dict[str, object]:
+    try:
+        arguments = _ARGUMENTS.decode(call.function.arguments or "{}")
+    except (msgspec.DecodeError, RecursionError) as error:
+        where = f"{where}.function.arguments"
+        raise InvalidRequest(f"{where}: not a JSON object: {error}", where) from None
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
