@@ -5,6 +5,7 @@ PunaError
 │   ├── ModelFormatError      bytes that break the format
 │   └── UnsupportedModel      well formed, and not something we run
 ├── TemplateError             a chat template that fails, or takes too much time or memory
+├── UntokenisableText         a text on which a tokenizer gives up (models/library.py)
 ├── EngineError               the engine child failed, died, or was never well
 │   └── NotEnoughMemory       refused before loading, with the numbers
 └── RequestError              an HTTP status and the parameter at fault (server/errors.py)

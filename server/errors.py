@@ -138,7 +138,7 @@ def as_request_error(error: PunaError) -> RequestError:
         case RequestError():
             return error
         case TemplateError():
-            return BadTemplate(f"the model's chat template: {error}", "messages")
+            return BadTemplate(str(error), "messages")
         case UntokenisableText():
             return InvalidRequest(str(error))
         case NotEnoughMemory() | EngineError():
