@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-
+#include "avx512_lanes.h"
 #include "matmul.h"
 
 namespace puna::avx512 {
@@ -18,22 +18,46 @@ inline __m512 load_to(const float *x, int64_t k, int64_t end) {
 // The magnitude's bits as integers: they order like the floats, with infinity and then every NaN on top.
 inline __m512i magnitude(__m512 x) { return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF)); }
 
+template <int VECTORS>
+struct Block {
+  __m512 v[VECTORS];
+  __m512i most = _mm512_setzero_si512();
+
+  Block(const float *x, int64_t k, int64_t end) {
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTORS; ++i) {
+      v[i] = load_to(x, k + 16 * i, end);
+      most = _mm512_max_epi32(most, magnitude(v[i]));
+    }
+  }
+  int32_t amax_bits() const { return _mm512_reduce_max_epi32(most); }
+  __m512i whole(int i, const Steps &steps) const {
+    const __mmask16 sound = steps.inverse == 0 ? 0 : 0xFFFF;
+    return _mm512_maskz_cvtps_epi32(sound, _mm512_mul_ps(v[i], _mm512_set1_ps(steps.inverse)));
+  }
+  float squared_error(const Steps &steps) const {
+    __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 8
+    for (int i = 0; i < VECTORS; ++i) {
+      const __m512 error = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(whole(i, steps)), _mm512_set1_ps(steps.scale), v[i]);
+      sum = _mm512_fmadd_ps(error, error, sum);
+    }
+    return fold_lanes(sum);
+  }
+};
+
 // Quantises VECTORS x 16 values: gives the scale, writes q, and for each 16 the sum of q.
 template <int VECTORS>
 inline float quantise(const float *x, int64_t k, int64_t end, int8_t *q, int32_t sums[VECTORS]) {
-  __m512 v[VECTORS];
-  __m512i most = _mm512_setzero_si512();
-#pragma GCC unroll 8
-  for (int i = 0; i < VECTORS; ++i) {
-    v[i] = load_to(x, k + 16 * i, end);
-    most = _mm512_max_epi32(most, magnitude(v[i]));
+  const Block<VECTORS> block(x, k, end);
+  const int32_t amax_bits = block.amax_bits();
+  Steps steps = steps_of(amax_bits);
+  if constexpr (16 * VECTORS == GROUP) {
+    steps = best_steps(amax_bits, [&](const Steps &tried) { return block.squared_error(tried); });
   }
-  const Steps steps = steps_of(_mm512_reduce_max_epi32(most));
-  const __m512 inverse = _mm512_set1_ps(steps.inverse);
-  const __mmask16 sound = steps.inverse == 0 ? 0 : 0xFFFF;
 #pragma GCC unroll 8
   for (int i = 0; i < VECTORS; ++i) {
-    const __m512i whole = _mm512_maskz_cvtps_epi32(sound, _mm512_mul_ps(v[i], inverse));
+    const __m512i whole = block.whole(i, steps);
     _mm_storeu_si128(reinterpret_cast<__m128i *>(q + 16 * i), _mm512_cvtepi32_epi8(whole));
     sums[i] = _mm512_reduce_add_epi32(whole);
   }

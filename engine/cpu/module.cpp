@@ -45,7 +45,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("rows", [](const Panels &p) { return p.rows; })
       .def_prop_ro("cols", [](const Panels &p) { return p.cols; })
       .def_prop_ro("nbytes", [](const Panels &p) { return p.nbytes(); });
-  m.def("pack", &pack, "planes"_a, "format"_a, "rows"_a, "cols"_a);
+  m.def("pack", &pack, "planes"_a, "format"_a, "rows"_a, "cols"_a, nb::call_guard<nb::gil_scoped_release>());
   m.def("decode_row", &decode_row_array, "panels"_a, "row"_a);
 
   m.def("embed", &embed, "tokens"_a, "table"_a);

@@ -1,6 +1,7 @@
 // The pool's two waits: workers for a round, the caller for its end.
 #include "pool.h"
 
+#include <cassert>
 #include <chrono>
 
 #if defined(__x86_64__)
@@ -46,44 +47,54 @@ Pool::~Pool() {
 }
 
 void Pool::start(int64_t units, Call call, const void *context) {
-  call_ = call;
-  context_ = context;
-  units_ = units;
-  next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  round_.fetch_add(1);  // sequentially consistent with parked_: a worker sees the round, or we see it parked
+  assert(units <= UINT32_MAX);
+  call_.store(call, std::memory_order_relaxed);
+  context_.store(context, std::memory_order_relaxed);
+  units_.store(units, std::memory_order_relaxed);
+  finished_.store(0, std::memory_order_relaxed);
+  // Sequentially consistent with parked_: a worker that is about to park sees the round, or we see it parked.
+  ticket_.store(((ticket_.load() >> 32) + 1) << 32);
   if (parked_.load() > 0) {
     { std::lock_guard lock(mutex_); }
     wake_.notify_all();
   }
   work();
-  // A worker may have lost its core to another process, so the wait yields after a while.
   const auto deadline = std::chrono::steady_clock::now() + SPIN;
-  while (busy_.load(std::memory_order_acquire) > 0) {
+  while (finished_.load(std::memory_order_acquire) < units) {
     if (std::chrono::steady_clock::now() < deadline) relax();
     else std::this_thread::yield();
   }
 }
 
 void Pool::work() {
-  for (int64_t unit; (unit = next_.fetch_add(1, std::memory_order_relaxed)) < units_;) call_(context_, unit);
+  uint64_t ticket = ticket_.load();
+  const uint64_t round = ticket >> 32;
+  const Call call = call_.load(std::memory_order_relaxed);
+  const void *const context = context_.load(std::memory_order_relaxed);
+  const int64_t units = units_.load(std::memory_order_relaxed);
+  while (ticket >> 32 == round && static_cast<int64_t>(ticket & UINT32_MAX) < units) {
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
+    call(context, static_cast<int64_t>(ticket & UINT32_MAX));
+    finished_.fetch_add(1, std::memory_order_release);
+    ticket = ticket_.load();
+  }
 }
 
 void Pool::loop() {
   uint64_t seen = 0;
+  const auto fresh = [&] { return stop_ || ticket_.load() >> 32 != seen; };
   while (true) {
     const auto deadline = std::chrono::steady_clock::now() + SPIN;
-    while (round_.load(std::memory_order_acquire) == seen && !stop_ && std::chrono::steady_clock::now() < deadline) relax();
-    if (round_.load(std::memory_order_acquire) == seen) {
+    while (!fresh() && std::chrono::steady_clock::now() < deadline) relax();
+    if (!fresh()) {
       std::unique_lock lock(mutex_);
       parked_.fetch_add(1);
-      wake_.wait(lock, [&] { return stop_ || round_.load() != seen; });
+      wake_.wait(lock, fresh);
       parked_.fetch_sub(1);
     }
     if (stop_) return;
-    seen = round_.load(std::memory_order_acquire);
+    seen = ticket_.load() >> 32;
     work();
-    busy_.fetch_sub(1, std::memory_order_release);
   }
 }
 

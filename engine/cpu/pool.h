@@ -12,7 +12,8 @@
 namespace puna {
 
 // Runs units of work on all threads. Units are claimed one by one, so they may be uneven; which thread runs a unit
-// must never change its result (law 1). One caller at a time: the stream's own thread, which works as thread 0.
+// must never change its result (law 1). One caller at a time: the stream's own thread, which works as thread 0. A round
+// is over when its units are, so a worker that lost its core to another process holds nobody up unless it holds a unit.
 class Pool {
  public:
   explicit Pool(int threads);
@@ -40,12 +41,14 @@ class Pool {
   void loop();
 
   std::vector<std::thread> workers_;
-  Call call_ = nullptr;
-  const void *context_ = nullptr;
-  int64_t units_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<uint64_t> round_{0};
-  alignas(64) std::atomic<int> busy_{0};
+  // The round at hand. They change only between rounds; a claim of an earlier round fails, so what a latecomer read of
+  // them is never used.
+  std::atomic<Call> call_{nullptr};
+  std::atomic<const void *> context_{nullptr};
+  std::atomic<int64_t> units_{0};
+  // The number of the round in the high 32 bits, its next unit in the low: a claim counts for one round alone.
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<int64_t> finished_{0};
   std::atomic<bool> stop_{false};
   std::atomic<int> parked_{0};
   std::mutex mutex_;

@@ -5,11 +5,24 @@
 #include <cmath>
 #include <utility>
 
+#include "lanes.h"
 #include "matmul.h"
 #include "numbers.h"
 
 namespace puna {
 namespace {
+
+float whole(float value, const Steps &steps) { return steps.inverse == 0 ? 0 : std::nearbyintf(value * steps.inverse); }
+
+template <int COUNT>
+float squared_error(const float (&values)[COUNT], const Steps &steps) {
+  float lanes[LANES] = {};
+  for (int i = 0; i < COUNT; ++i) {
+    const float error = std::fma(-whole(values[i], steps), steps.scale, values[i]);
+    lanes[i % LANES] = std::fma(error, error, lanes[i % LANES]);
+  }
+  return fold(lanes);
+}
 
 // Quantises COUNT values from x[k], zeros from `end` on; gives the scale.
 template <int COUNT>
@@ -18,9 +31,9 @@ float quantise(const float *x, int64_t k, int64_t end, int8_t *q) {
   if (k < end) std::copy_n(x + k, std::min<int64_t>(COUNT, end - k), values);
   int32_t most = 0;
   for (const float v : values) most = std::max(most, std::bit_cast<int32_t>(v) & 0x7FFFFFFF);
-  const Steps steps = steps_of(most);
-  for (int i = 0; i < COUNT; ++i)
-    q[i] = steps.inverse == 0 ? 0 : static_cast<int8_t>(std::nearbyintf(values[i] * steps.inverse));
+  Steps steps = steps_of(most);
+  if constexpr (COUNT == GROUP) steps = best_steps(most, [&](const Steps &tried) { return squared_error(values, tried); });
+  for (int i = 0; i < COUNT; ++i) q[i] = static_cast<int8_t>(whole(values[i], steps));
   return steps.scale;
 }
 
