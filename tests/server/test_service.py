@@ -1,5 +1,6 @@
 """Laws of the service files: what launchd and systemd are told."""
 
+import os
 import plistlib
 import shutil
 import subprocess
@@ -60,10 +61,13 @@ def test_a_units_words_stand_for_themselves(tmp_path: Path, program: Path) -> No
 def test_systemd_accepts_the_unit(tmp_path: Path, program: Path) -> None:
     program.chmod(0o755)
     file = SystemdUnit(planned(tmp_path)).write()
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--user", str(file)], capture_output=True, text=True, check=False
-    )
-    assert "puna" not in done.stderr
+    # Without a folder for its sockets the command gives up before it looks at the unit.
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    verify = ["systemd-analyze", "verify", "--user", str(file)]
+    done = subprocess.run(verify, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    file.write_text(file.read_text().replace("ExecStart=", "ExecStart=nowhere"))
+    assert subprocess.run(verify, env=environment, capture_output=True, check=False).returncode != 0
 
 
 def test_install_status_logs_and_remove_below_a_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
