@@ -4,7 +4,10 @@ from collections import deque
 
 
 class Breaker:
-    """At most `deaths` deaths in any `window` seconds are answered at once. Times are monotonic. Owner: the client."""
+    """No more than `deaths` deaths in any `window` seconds: the last of so many is answered when the first is old.
+
+    Times are monotonic. Owner: the client.
+    """
 
     def __init__(self, deaths: int = 3, window: float = 60.0) -> None:
         self._window = window

@@ -13,7 +13,7 @@ from models.ops import Matrix
 from quant.checkpoint import Checkpoint, Plane, Tensor
 from quant.formats import Affine, Format
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
@@ -159,7 +159,7 @@ class BuiltinLoader:
             return Dense(_array(tensor.planes[0]).reshape(tensor.shape).astype(self.dtype))
         if tensor.format.name in AFFINE:
             return self._repacked(tensor, tensor.format)
-        log.warning("%s: no kernel for %s; kept as %s", tensor.name, tensor.format.name, self.dtype)
+        _log.warning("%s: no kernel for %s; kept as %s", tensor.name, tensor.format.name, self.dtype)
         return Dense(mx.array(tensor.values()).astype(self.dtype))
 
     def _planar(self, tensor: Tensor, row: Affine) -> Quantised:

@@ -1,7 +1,6 @@
 """The server's end of an engine: submit, stream, cancel; a child that dies is replaced, and its requests are told."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -148,8 +147,7 @@ class EngineClient:
         self._down = "the engine was closed"
         if self._supervisor is not None:
             self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+            await asyncio.wait((self._supervisor,))  # whatever it died of, the child is buried
         self._alive = False
         await self._bury()
         self._fail(self._down)

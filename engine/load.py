@@ -9,6 +9,8 @@ from typing import Literal
 import mlx.core as mx
 
 from engine.batch import Batch
+from engine.builtin_ops import BuiltinOps, BuiltinPool
+from engine.builtin_weights import BuiltinLoader, activation_dtype, device_bytes
 from engine.child import Loaded
 from engine.engine import Engine, Limits
 from engine.memory import Room, free_memory, room_for
@@ -18,6 +20,7 @@ from models.config import ModelConfig, config_of
 from models.llama import Llama
 from models.ops import Ops
 from quant.checkpoint import Checkpoint
+from quant.errors import EngineError
 from quant.open import open_checkpoint
 
 Side = tuple[Llama, Callable[[Batch], Ops]]
@@ -29,9 +32,8 @@ def load(spec: EngineSpec) -> Loaded:
     """The engine is ready to step. Nothing is read beyond the headers of a model that does not fit."""
     with open_checkpoint(Path(spec.path)) as checkpoint:
         config = config_of(checkpoint)
-        weights = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-        room = room_for(config, weights, spec, free_memory())
         device = _device(spec)
+        room = room_for(config, _weights(device, spec, checkpoint), spec, free_memory())
         model, ops_of = _SIDES[device](spec, config, checkpoint, room)
     limits = Limits(room.context, config.vocab, spec.max_batch)
     return Loaded(Engine(model, ops_of, PagePool(room.cache // PAGE), limits), _name(device))
@@ -50,32 +52,50 @@ def _name(device: Literal["cpu", "builtin"]) -> str:
     return "gpu" if on_gpu else device
 
 
+def _weights(device: Literal["cpu", "builtin"], spec: EngineSpec, checkpoint: Checkpoint) -> int:
+    """Bytes on the device. Panels are about as large as the file; what MLX has no kernel for outgrows it."""
+    if device == "builtin":
+        return device_bytes(checkpoint, _builtin_dtype(spec, checkpoint))
+    return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+
+
+def _start_cpu(threads: int) -> None:
+    """The kernels are chosen and the threads run, or it is said why not."""
+    from engine import _native
+
+    try:
+        _native.kernels()
+        _native.set_threads(threads)
+    except RuntimeError as fault:
+        raise EngineError(f"the CPU cannot be used with {threads} threads: {fault}") from fault
+
+
 def _cores() -> int:
     """Those that we may run on, where the system says."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _native(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
+def _builtin_dtype(spec: EngineSpec, checkpoint: Checkpoint) -> mx.Dtype:
+    return mx.float32 if spec.kv == "f32" else activation_dtype(checkpoint)
+
+
+def _on_cpu(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
     # The extension is imported where it is used: a machine with a GPU does without it.
-    from engine import _native
     from engine.native_ops import NativeOps, NativePool
     from engine.native_weights import NativeLoader
 
     mx.set_default_device(mx.Device(mx.cpu))
-    _native.set_threads(spec.threads or _cores())
+    _start_cpu(spec.threads or _cores())
     model = Llama.load(config, checkpoint, NativeLoader())
     pool = NativePool(config, room.cache // PAGE, room.context, _KV[spec.kv])
     return model, lambda batch: NativeOps(config, pool, batch)
 
 
-def _builtin(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
-    from engine.builtin_ops import BuiltinOps, BuiltinPool
-    from engine.builtin_weights import BuiltinLoader, activation_dtype
-
-    dtype = mx.float32 if spec.kv == "f32" else activation_dtype(checkpoint)
+def _on_builtin(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
+    dtype = _builtin_dtype(spec, checkpoint)
     model = Llama.load(config, checkpoint, BuiltinLoader(dtype))
     pool = BuiltinPool(config, room.cache // PAGE, PAGE, _KV[spec.kv])
     return model, lambda batch: BuiltinOps(config, pool, batch, dtype)
 
 
-_SIDES = {"cpu": _native, "builtin": _builtin}
+_SIDES = {"cpu": _on_cpu, "builtin": _on_builtin}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.messages import EngineSpec
+from engine.scheduler import PREFILL, PREFILL_BESIDE_DECODE
 from kvcache.pages import PAGE
 from models.config import ModelConfig
 from quant.errors import EngineError, NotEnoughMemory
@@ -14,7 +15,6 @@ USUAL_CONTEXT = 32768  # where the model takes more: agents' prompts fit, and th
 LEAST_CONTEXT = 1024  # a model that gets less than this, unasked, is of no use
 SHARE = 0.9  # of what is free; the rest is for the machine's other work
 CACHE_SHARE = 0.25  # of the room, beyond one sequence's cache
-ROWS = 640  # of the largest pass: a prefill chunk and the decoding sequences beside it
 
 _KV_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
 
@@ -46,12 +46,13 @@ def token_bytes(config: ModelConfig, kv: str = "f16") -> int:
 
 
 def memory_need(config: ModelConfig, weights: int, cache: int, kv: str = "f16", max_batch: int = 16) -> Need:
-    """With weights of so many bytes in the file and a cache for so many tokens."""
+    """With weights of so many bytes and a cache for so many tokens."""
     heads = config.attention.heads * config.attention.head_dim
     row = 4 * (4 * config.width + 4 * heads + 3 * config.ffn)  # float32 activations that live at once
+    rows = max(PREFILL, PREFILL_BESIDE_DECODE + max_batch)  # of the largest pass
     logits = 8 * max_batch * config.vocab
     rope = 4 * min(cache, config.context) * config.attention.rope.dims
-    return Need(weights, cache * token_bytes(config, kv), ROWS * row + logits + rope)
+    return Need(weights, cache * token_bytes(config, kv), rows * row + logits + rope)
 
 
 def check_fits(need: Need, free: int) -> None:

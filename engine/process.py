@@ -30,15 +30,10 @@ class EngineProcess:
     @classmethod
     async def spawn(cls, spec: EngineSpec, program: str) -> "EngineProcess":
         """A child that has been told what to load. One that is cancelled here leaves nothing behind."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
-            try:
-                process = await _spawn(program, theirs.fileno())
-            except BaseException:
-                writer.close()
-                raise
-        child = cls(process, reader, writer)
+        try:
+            child = cls(*await _linked(program))
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread is left to wait for it
+            raise EngineError(f"the engine could not be started: {error}") from error
         child.send(spec)
         return child
 
@@ -94,18 +89,27 @@ class EngineProcess:
             self._process.kill()
 
 
+async def _linked(program: str) -> tuple[asyncio.subprocess.Process, asyncio.StreamReader, asyncio.StreamWriter]:
+    """A child, and our end of the link to it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            return await _spawn(program, theirs.fileno()), reader, writer
+        except BaseException:
+            writer.close()
+            raise
+
+
 async def _spawn(program: str, link: int) -> asyncio.subprocess.Process:
     """It holds the other end of the link, and imports from where we do."""
-    try:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-c", program, str(link)),
-            pass_fds=(link,),
-            stdin=asyncio.subprocess.DEVNULL,
-            process_group=0,  # a Ctrl-C is the server's to hear, even before the child can ignore it
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-    except OSError as error:
-        raise EngineError(f"the engine could not be started: {error}") from error
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-c", program, str(link)),
+        pass_fds=(link,),
+        stdin=asyncio.subprocess.DEVNULL,
+        process_group=0,  # a Ctrl-C is the server's to hear, even before the child can ignore it
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
 
 
 def _error(fault: Fault) -> PunaError:

@@ -104,9 +104,12 @@ class Scheduler:
 
 
 def _shares(sequences: list[Sequence], budget: int) -> Iterator[Work]:
-    """The budget in equal parts; what short ones leave over goes to the longer, so that no prompt blocks the others."""
-    for i, sequence in enumerate(sorted(sequences, key=lambda s: s.todo)):
-        share = min(sequence.todo, budget // (len(sequences) - i))
-        if share > 0:
-            yield Work(sequence, share)
-            budget -= share
+    """The budget in equal parts; what short ones leave over goes to the longer, so that no prompt blocks the others.
+
+    Where there are more of them than tokens in the budget, those who came first have one each.
+    """
+    members = sorted(sequences[:budget], key=lambda s: s.todo)
+    for i, sequence in enumerate(members):
+        share = min(sequence.todo, budget // (len(members) - i))
+        yield Work(sequence, share)
+        budget -= share

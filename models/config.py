@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
 
+import numpy as np
+
 from models.facts import Facts
 from models.rope import Rope
 from models.rope_scaling import LEAST, MOST_TOKENS, gguf_scaling, json_context, json_rope, json_scaling
@@ -199,7 +201,7 @@ def _gguf_factors(file: GGUFFile) -> tuple[float, ...]:
     if len(tensor.shape) != 1 or tensor.shape[0] > 4096:
         raise ModelFormatError(file.path, f"rope_freqs.weight has shape {tensor.shape}")
     values = tensor.values()
-    if not ((values > LEAST) & (values < 1e30)).all():  # 1e30 stands for "never turns" in some files
+    if not ((values > LEAST) & np.isfinite(values)).all():  # 1e30 stands for "never turns" in some files
         raise ModelFormatError(file.path, f"rope_freqs.weight has values that are not above {LEAST:g} and finite")
     return tuple(float(v) for v in values)
 

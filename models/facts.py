@@ -61,8 +61,10 @@ class Facts:
     def refuse(self, neutral: Mapping[str, object]) -> None:
         """Each of these keys is absent or has the value that changes nothing; any other is something we do not run."""
         for key, harmless in neutral.items():
-            if self.has(key) and self.values[key] != harmless:
-                raise UnsupportedModel(self.path, f"{key} = {_shown(self.values[key])} is not supported")
+            value = self.values.get(key)
+            # An array has no one truth of being equal, and is never the harmless value.
+            if value is not None and not (isinstance(value, bool | int | float | str) and value == harmless):
+                raise UnsupportedModel(self.path, f"{key} = {_shown(value)} is not supported")
 
     def _value(self, key: str, default: object) -> object:
         value = self.values.get(key)

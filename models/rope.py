@@ -11,6 +11,8 @@ import numpy.typing as npt
 Doubles = npt.NDArray[np.float64]
 Kind = Literal["none", "linear", "llama3", "yarn"]
 
+_STRIP = 1024  # positions
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -37,12 +39,19 @@ class Rope:
 
 
 def rope_table(rope: Rope, positions: int) -> npt.NDArray[np.float32]:
-    """Cosines, then sines, of every pair at each position: (positions, dims). Exact angles, rounded once."""
+    """Cosines, then sines, of every pair at each position: (positions, dims). Exact angles, rounded once.
+
+    Made strip by strip: the doubles of a long context would take seven times the table.
+    """
     turns = _STRETCH[rope.scaling.kind](rope, rope.theta ** -(np.arange(0, rope.dims, 2) / rope.dims))  # (dims/2,)
     if rope.factors:
         turns = turns / np.asarray(rope.factors)
-    angles = np.outer(np.arange(positions), turns)  # (positions, dims/2)
-    return (np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * rope.scaling.magnitude).astype(np.float32)
+    table = np.empty((positions, rope.dims), np.float32)
+    for at in range(0, positions, _STRIP):
+        angles = np.outer(np.arange(at, min(at + _STRIP, positions)), turns)  # (strip, dims/2)
+        strip = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+        table[at : at + _STRIP] = strip * rope.scaling.magnitude
+    return table
 
 
 def _as_trained(rope: Rope, turns: Doubles) -> Doubles:

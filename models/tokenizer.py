@@ -42,8 +42,11 @@ class Tokenizer:
         return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
 
     def spelling(self, token: int | None) -> str:
-        """How the token is written in a template: a control token by its name, the absent one as nothing."""
-        return "" if token is None else self.pieces[token].decode("utf-8", "replace")
+        """How the token is written in a template: a control token by its name, one that is not there as nothing.
+
+        An end may lie in the padding after the vocabulary: some files state ids that no text spells.
+        """
+        return "" if token is None or token >= self.size else self.pieces[token].decode("utf-8", "replace")
 
 
 def _scalars(text: str) -> str:

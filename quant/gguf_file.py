@@ -18,7 +18,7 @@ from quant.gguf_metadata import Cursor, Metadata, WindowTooSmall, walk
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 16
-MAX_TENSORS, MAX_NAME, MAX_DIMS, MAXPARTS = 1 << 16, 255, 4, 512
+MAX_TENSORS, MAX_NAME, MAX_DIMS, MAX_PARTS = 1 << 16, 255, 4, 512
 
 # A header with a big vocabulary takes 8 MB. One that runs beyond a window is read again with the next.
 WINDOWS = (1 << 24, 1 << 27)
@@ -72,8 +72,8 @@ def _open_parts(path: Path, undo: ExitStack) -> list[Part]:
         return [opened]
     number = opened.metadata.integer("split.no")
     name = PART.fullmatch(path.name)
-    if not 0 <= number < count <= MAXPARTS:
-        raise ModelFormatError(path, f"claims to be part {number + 1} of {count}; at most {MAXPARTS} parts are read")
+    if not 0 <= number < count <= MAX_PARTS:
+        raise ModelFormatError(path, f"claims to be part {number + 1} of {count}; at most {MAX_PARTS} parts are read")
     if name is None or (int(name["no"]), int(name["count"])) != (number + 1, count):
         raise ModelFormatError(path, f"is part {number + 1} of {count} and is not named -{number + 1:05}-of-{count:05}")
     paths = [path.with_name(f"{name['stem']}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]

@@ -2,12 +2,19 @@
 
 from pathlib import Path
 
-from quant.errors import ModelFormatError
+from quant.errors import ModelFileError, ModelFormatError
 from quant.gguf_file import PART, GGUFFile
 from quant.mlx_folder import CONFIG, MLXFolder
 
 
 def open_checkpoint(path: Path) -> GGUFFile | MLXFolder:
+    try:
+        return _opened(path)
+    except OSError as fault:  # the system refuses to look: a name too long, a folder that is not ours to read
+        raise ModelFileError(path, f"cannot be opened: {fault.strerror}") from fault
+
+
+def _opened(path: Path) -> GGUFFile | MLXFolder:
     if not path.is_dir():
         return GGUFFile(path)
     if (path / CONFIG).exists():

@@ -1,6 +1,7 @@
 """The command `puna`: what it takes, and who does it. What a subcommand needs is imported when it runs."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ GRACE = 30.0
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be closed
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
     sys.exit(run(sys.argv[1:]))
 
 
@@ -30,6 +33,9 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # `puna inspect FILE | head`
         sys.stderr.close()
         return 0
+    except OSError as error:  # a log file that cannot be written, a disk that is full
+        print(f"puna: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -49,7 +55,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv", choices=["f16", "bf16", "f32"], default="f16", help="numbers of the cache (default f16)"
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads to compute with")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="CPU threads to compute with")
     parser.add_argument(
         "--device", choices=["auto", "cpu", "builtin"], default="auto", help="builtin: MLX's own kernels"
     )
@@ -170,7 +176,7 @@ def _service(options: argparse.Namespace) -> None:
 
 def _serve_arguments(options: argparse.Namespace) -> list[str]:
     """The command line of `puna serve` that these options came from; a service has another working directory."""
-    arguments = [str(model.resolve()) for model in options.models]
+    arguments = [str(model.absolute()) for model in options.models]
     arguments += ["--host", options.host, "--port", str(options.port), "--grace", f"{options.grace:g}"]
     arguments += ["--max-batch", str(options.max_batch), "--queue", str(options.queue)]
     arguments += ["--kv", options.kv, "--device", options.device]
@@ -182,17 +188,21 @@ def _serve_arguments(options: argparse.Namespace) -> list[str]:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
+    return _whole(text, 1, 2**40)
+
+
+def _threads(text: str) -> int:
+    return _whole(text, 1, 1024)
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**16:
-        raise argparse.ArgumentTypeError(f"{number} is no port")
-    return number
+    return _whole(text, 0, 2**16 - 1)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number from {least} to {most}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -7,7 +7,6 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from engine.messages import Sampling
-from models.tokenizer import Tokenizer
 from server.completion_reply import CompletionReply
 from server.disconnect import unless_gone
 from server.drain import Door
@@ -32,7 +31,7 @@ def completion_routes(store: Store, door: Door) -> APIRouter:
         warnings = examine(body, COMPLETION)
         served = store.find(body.model)
         _check(body)
-        prompts = await asyncio.to_thread(_prompts, served.card.tokenizer, body)
+        prompts = await asyncio.to_thread(_prompts, served, body)
         generation = _begin(served, body, prompts)
         door.watch(generation)
         reply = CompletionReply(served, body, warnings, generation, _echoes(served, body, prompts))
@@ -53,14 +52,14 @@ def _check(body: CompletionRequest) -> None:
         raise Unsupported("echo: logprobs of the prompt are not supported yet", "echo")
 
 
-def _prompts(tokenizer: Tokenizer, body: CompletionRequest) -> list[list[int]]:
+def _prompts(served: Served, body: CompletionRequest) -> list[list[int]]:
     prompts: list[list[int]] = []
     for number, prompt in enumerate(body.prompts):
         if isinstance(prompt, str):
-            ids = text_prompt(tokenizer, prompt)
+            ids = text_prompt(served, prompt)
         else:
             where = "prompt" if len(body.prompts) == 1 else f"prompt.{number}"
-            ids = checked_ids(tokenizer, prompt, where)
+            ids = checked_ids(served.card.tokenizer, prompt, where)
         if not ids:
             raise InvalidRequest("prompt: has no tokens, and the model has none to begin with", "prompt")
         prompts.append(ids)

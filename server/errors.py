@@ -64,7 +64,7 @@ class Unsupported(RequestError):
 class ContextTooLong(RequestError):
     code = "context_length_exceeded"
 
-    def __init__(self, asked: int, limit: int, param: str) -> None:
+    def __init__(self, asked: int | str, limit: int, param: str) -> None:
         super().__init__(f"the prompt has {asked} tokens and needs room for an answer; the context is {limit}", param)
 
 

@@ -5,6 +5,7 @@ Nothing is dropped in silence. A rule has values that change nothing, for which 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from pydantic import BaseModel
 
@@ -83,18 +84,21 @@ _UNKNOWN = _warn("is not a parameter that this server knows")
 
 def examine(body: BaseModel, rules: Mapping[str, Rule]) -> list[dict[str, str]]:
     """A warning for each parameter that will not be honoured; raises Unsupported for one that must not be ignored."""
-    warnings: dict[str, dict[str, str]] = {}
+    ignored: dict[str, tuple[str, Rule]] = {}  # by the path without list positions: the first that was met
     for param, general, value in _extras(body, "", ""):
         rule = rules.get(general, _UNKNOWN)
         if value is None or any(value == neutral and type(value) is type(neutral) for neutral in rule.neutral):
             continue
         if rule.refuses:
             raise Unsupported(f"{param[:100]}: {rule.why}", param[:100])
-        warnings.setdefault(general, {"param": param[:100], "message": f"{param[:100]} {rule.why}; it was ignored"})
-    shown = list(warnings.values())[:MOST_WARNINGS]
-    if len(warnings) > len(shown):
-        shown.append({"param": "", "message": f"and {len(warnings) - len(shown)} more parameters were ignored"})
-    return shown
+        ignored.setdefault(general, (param[:100], rule))
+    warnings = [
+        {"param": param, "message": f"{param} {rule.why}; it was ignored"}
+        for param, rule in islice(ignored.values(), MOST_WARNINGS)
+    ]
+    if len(ignored) > MOST_WARNINGS:
+        warnings.append({"param": "", "message": f"and {len(ignored) - MOST_WARNINGS} more parameters were ignored"})
+    return warnings
 
 
 def _extras(body: BaseModel, path: str, general: str) -> Iterator[tuple[str, str, object]]:
@@ -105,6 +109,7 @@ def _extras(body: BaseModel, path: str, general: str) -> Iterator[tuple[str, str
         value = body.__dict__[name]
         below = value if isinstance(value, list) else [value]
         for position, item in enumerate(below):
-            if isinstance(item, BaseModel):
-                step = f"{name}.{position}." if isinstance(value, list) else f"{name}."
-                yield from _extras(item, path + step, f"{general}{name}.")
+            if not isinstance(item, BaseModel):
+                break  # items of one list are of one kind, and there may be millions of numbers
+            step = f"{name}.{position}." if isinstance(value, list) else f"{name}."
+            yield from _extras(item, path + step, f"{general}{name}.")

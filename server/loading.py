@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 def name_of(path: Path) -> str:
     """What requests call the model: the file's name, or the folder's, which is what the user sees and can choose."""
-    path = path.resolve()
+    path = Path(os.path.abspath(path))  # links are not followed: in a hub's cache they lead to a file named by its hash
     return re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) if path.suffix == ".gguf" else path.name
 
 

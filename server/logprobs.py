@@ -28,13 +28,19 @@ class CompletionLogprobs:
 
 
 def completion_logprobs(tokenizer: Tokenizer, sampled: Sequence[Sampled], offset: int) -> CompletionLogprobs:
-    """Offsets count characters of the choice's text, of which `offset` came before."""
+    """Offsets count characters of the choice's text, of which `offset` came before.
+
+    The alternatives hold the token itself as well, though it may not be among the likeliest: so does the API.
+    """
     texts = [_text(tokenizer, one.token) for one in sampled]
     begins = accumulate(map(len, texts[:-1]), initial=offset)
     wire: dict[str, object] = {
         "tokens": texts,
         "token_logprobs": [one.logprob for one in sampled],
-        "top_logprobs": [{_text(tokenizer, top.token): top.logprob for top in one.top} for one in sampled],
+        "top_logprobs": [
+            {_text(tokenizer, top.token): top.logprob for top in one.top} | {_text(tokenizer, one.token): one.logprob}
+            for one in sampled
+        ],
         "text_offset": list(begins),
     }
     return CompletionLogprobs(texts, wire)

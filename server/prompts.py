@@ -1,14 +1,18 @@
 """From what a request says to the token ids that the model reads. Slow on long texts: call it off the event loop."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from models.tokenizer import Tokenizer
-from server.errors import InvalidRequest, Unsupported, sayable
+from server.errors import ContextTooLong, InvalidRequest, Unsupported, sayable
 from server.schema import CalledTool, ChatRequest, Message
 from server.served import Served
 
 # What a template is given by us; a request must not put its own in their place.
 _OURS = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "chat_template", "tokenize"})
+# Characters for each token of the context: of a longer text its beginning is read first, and often settles it.
+_MUCH = 16
 _ARGUMENTS = msgspec.json.Decoder(dict[str, object])
 
 
@@ -22,13 +26,29 @@ def chat_prompt(served: Served, body: ChatRequest) -> list[int]:
     (messages, tools), mark = served.guard.mark((messages, tools))
     text = template.render(messages, tools, extra=_extra(body))
     _check(text, "messages")
-    return _begun(served.card.tokenizer, served.guard.encode(text, mark))
+    ids = _begun(served.card.tokenizer, _read(lambda part: served.guard.encode(part, mark), text, served, "messages"))
+    if not ids:
+        raise InvalidRequest("messages: the chat template writes nothing for them", "messages")
+    return ids
 
 
-def text_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+def text_prompt(served: Served, text: str) -> list[int]:
     """The text's ids, control tokens read as such: its author writes what a template would."""
     _check(text, "prompt")
-    return _begun(tokenizer, tokenizer.encode(text, special=True))
+    tokenizer = served.card.tokenizer
+    return _begun(tokenizer, _read(lambda part: tokenizer.encode(part, special=True), text, served, "prompt"))
+
+
+def _read(encode: Callable[[str], list[int]], text: str, served: Served, param: str) -> list[int]:
+    """The text's ids. A text that cannot fit by far is refused for its beginning: all of it may take gigabytes."""
+    context = served.engine.ready.context
+    beginning = text[: _MUCH * context]
+    ids = encode(beginning)
+    if len(beginning) == len(text):
+        return ids
+    if len(ids) > 2 * context:  # of these only the last few could be others, or none, in the whole text
+        raise ContextTooLong(f"more than {2 * context}", context, param)
+    return encode(text)
 
 
 def _extra(body: ChatRequest) -> dict[str, object]:

@@ -33,7 +33,8 @@ class Asking:
             )
         except ValidationError as error:
             first = error.errors()[0]
-            raise PunaError(f"--{first['loc'][0]}: {first['msg']}") from error
+            option = str(first["loc"][0]).replace("_", "-")
+            raise PunaError(f"--{option}: {first['msg']}") from error
 
 
 async def run(spec: EngineSpec, asking: Asking) -> None:
@@ -52,7 +53,7 @@ def _begin(served: Served, asking: Asking, body: ChatRequest) -> Generation:
     raw = asking.raw or served.card.template is None
     if raw and not asking.raw:
         print("puna: this model has no chat template; it continues the text", file=sys.stderr)
-    prompt = text_prompt(served.card.tokenizer, asking.prompt) if raw else chat_prompt(served, body)
+    prompt = text_prompt(served, asking.prompt) if raw else chat_prompt(served, body)
     room = room_after(len(prompt), served, "prompt")
     tokens = min(asking.max_tokens or room, room)
     how = sampling_of(body, served, max_tokens=tokens, logprobs=None, seed=seed_of(body))

@@ -3,15 +3,30 @@
 Everything else arrives in `model_extra`, and server/honesty.py decides about it.
 """
 
+from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from server.errors import sayable
 
 LARGEST = 2**31 - 1
 MOST_CHOICES = 8
 MOST_PROMPTS = 64
+
+# A list of a million wrong items is one fault, and not a million: they would be collected while every stream waits.
+_FIRST_FAULT = Field(fail_fast=True)
+
+
+def _few(entries: int) -> BeforeValidator:
+    """The same for objects: they are counted before any entry is looked at."""
+
+    def counted(value: object) -> object:
+        if isinstance(value, dict) and len(value) > entries:
+            raise ValueError(f"has {len(value)} entries; {entries} are the most")
+        return value
+
+    return BeforeValidator(counted)
 
 
 class Body(BaseModel):
@@ -38,10 +53,10 @@ class CalledTool(Body):
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], _FIRST_FAULT] | None = None
     name: str | None = None
     reasoning_content: str | None = None
-    tool_calls: Annotated[list[CalledTool], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[CalledTool], _FIRST_FAULT, Field(max_length=128)] | None = None
     tool_call_id: str | None = None
 
     @property
@@ -81,7 +96,7 @@ def _stops(value: str | list[str]) -> str | list[str]:
 
 def _biases(value: dict[str, float]) -> dict[str, float]:
     for token in value:
-        if not (token.isascii() and token.isdigit() and len(token) < 10):
+        if not (token.isascii() and token.isdigit() and len(token) < 10 and token == str(int(token))):
             raise ValueError(f"{token[:40]!r} is no token id")
     return value
 
@@ -103,10 +118,12 @@ class GenerationRequest(Body):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    stop: Annotated[str | Annotated[list[str], Field(max_length=16)], AfterValidator(_stops)] | None = None
+    stop: Annotated[str | Annotated[list[str], _FIRST_FAULT, Field(max_length=16)], AfterValidator(_stops)] | None = (
+        None
+    )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024), AfterValidator(_biases)] | None = None
+    logit_bias: Annotated[dict[str, Bias], _few(1024), AfterValidator(_biases)] | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -128,14 +145,14 @@ class GenerationRequest(Body):
 
 
 class ChatRequest(GenerationRequest):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000)]
+    messages: Annotated[list[Message], _FIRST_FAULT, Field(min_length=1, max_length=10_000)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=LARGEST)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=512)] | None = None
+    tools: Annotated[list[Tool], _FIRST_FAULT, Field(max_length=512)] | None = None
     tool_choice: object = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
+    chat_template_kwargs: Annotated[dict[str, str | int | float | bool | None], _few(64)] | None = None
 
     @field_validator("tool_choice")
     @classmethod
@@ -149,15 +166,17 @@ class ChatRequest(GenerationRequest):
         return bool(self.tools) and self.tool_choice != "none"
 
 
-Ids = Annotated[list[int], Field(min_length=1)]
+Ids = Annotated[list[int], _FIRST_FAULT, Field(min_length=1)]
+Texts = Annotated[list[str], _FIRST_FAULT]
+ManyIds = Annotated[list[Ids], _FIRST_FAULT]
 
 
 class CompletionRequest(GenerationRequest):
-    prompt: str | Ids | Annotated[list[str] | list[Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
+    prompt: str | Ids | Annotated[Texts | ManyIds, Field(min_length=1, max_length=MOST_PROMPTS)]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
-    @property
+    @cached_property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, however many there are."""
         match self.prompt:

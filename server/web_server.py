@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import Callable, Generator
@@ -96,5 +97,6 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise PunaError(f"{host}:{port}: {error.strerror}; is another server there? See --port") from error
+        advice = "; is another server there? See --port" if error.errno == errno.EADDRINUSE else ""
+        raise PunaError(f"{host}:{port}: {error.strerror}{advice}") from error
     return bound

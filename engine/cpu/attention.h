@@ -1,4 +1,4 @@
-// Paged grouped-query attention: one unit of work is a KV head and the rows of one sequence.
+// Paged grouped-query attention: what an instruction set provides.
 #pragma once
 
 #include <cstdint>

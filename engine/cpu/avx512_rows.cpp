@@ -31,15 +31,8 @@ void gate(const float *gate, const float *up, int64_t n, float *out) {
   }
 }
 
-void add(const float *a, const float *b, int64_t n, float *out) {
-  for (int64_t i = 0; i < n; i += 16) {
-    const __mmask16 m = first_lanes(n - i);
-    _mm512_mask_storeu_ps(out + i, m, _mm512_add_ps(_mm512_maskz_loadu_ps(m, a + i), _mm512_maskz_loadu_ps(m, b + i)));
-  }
-}
-
 }  // namespace
 
-const RowKernels avx512_rows{norm, gate, add};
+const RowKernels avx512_rows{norm, gate};
 
 }  // namespace puna

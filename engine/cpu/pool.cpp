@@ -34,10 +34,17 @@ Pool &pool() {
 void set_threads(int threads) { the_pool = std::make_unique<Pool>(threads); }
 
 Pool::Pool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
+  } catch (...) {  // the system has no more threads for us
+    stop();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
@@ -53,7 +60,7 @@ void Pool::start(int64_t units, Call call, const void *context) {
   units_.store(units, std::memory_order_relaxed);
   finished_.store(0, std::memory_order_relaxed);
   // Sequentially consistent with parked_: a worker that is about to park sees the round, or we see it parked.
-  ticket_.store(((ticket_.load() >> 32) + 1) << 32);
+  ticket_.store(((ticket_.load() >> 32) + 1) << 32 | static_cast<uint64_t>(units));
   if (parked_.load() > 0) {
     { std::lock_guard lock(mutex_); }
     wake_.notify_all();
@@ -66,15 +73,15 @@ void Pool::start(int64_t units, Call call, const void *context) {
   }
 }
 
-void Pool::work() {
+void Pool::work() noexcept {
   uint64_t ticket = ticket_.load();
   const uint64_t round = ticket >> 32;
   const Call call = call_.load(std::memory_order_relaxed);
   const void *const context = context_.load(std::memory_order_relaxed);
   const int64_t units = units_.load(std::memory_order_relaxed);
-  while (ticket >> 32 == round && static_cast<int64_t>(ticket & UINT32_MAX) < units) {
-    if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
-    call(context, static_cast<int64_t>(ticket & UINT32_MAX));
+  while (ticket >> 32 == round && (ticket & UINT32_MAX) > 0) {
+    if (!ticket_.compare_exchange_weak(ticket, ticket - 1)) continue;
+    call(context, units - static_cast<int64_t>(ticket & UINT32_MAX));
     finished_.fetch_add(1, std::memory_order_release);
     ticket = ticket_.load();
   }

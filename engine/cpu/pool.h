@@ -37,16 +37,18 @@ class Pool {
  private:
   using Call = void (*)(const void *context, int64_t unit);
   void start(int64_t units, Call call, const void *context);
-  void work();
+  void work() noexcept;  // a unit that threw would leave its round open for ever
   void loop();
+  void stop();
 
   std::vector<std::thread> workers_;
-  // The round at hand. They change only between rounds; a claim of an earlier round fails, so what a latecomer read of
-  // them is never used.
+  // The round at hand. They change only between rounds, when there is nothing to claim; so whoever claims a unit has
+  // read what belongs to it, provided that he read it after the ticket.
   std::atomic<Call> call_{nullptr};
   std::atomic<const void *> context_{nullptr};
   std::atomic<int64_t> units_{0};
-  // The number of the round in the high 32 bits, its next unit in the low: a claim counts for one round alone.
+  // The number of the round in the high 32 bits, how many units are left to claim in the low: a claim counts for one
+  // round alone, and none succeeds once the round has no units left, whatever a latecomer takes for their number.
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int64_t> finished_{0};
   std::atomic<bool> stop_{false};

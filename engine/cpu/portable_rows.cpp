@@ -16,12 +16,8 @@ void gate(const float *gate, const float *up, int64_t n, float *out) {
   for (int64_t i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + exp_lane(-gate[i])) * up[i];
 }
 
-void add(const float *a, const float *b, int64_t n, float *out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
-}
-
 }  // namespace
 
-const RowKernels portable_rows{norm, gate, add};
+const RowKernels portable_rows{norm, gate};
 
 }  // namespace puna

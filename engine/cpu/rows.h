@@ -1,4 +1,4 @@
-// Kernels over rows of activations: norm, gate, and the exponential that attention and gate share.
+// Kernels over rows of activations: norm and gate.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,6 @@ struct RowKernels {
   void (*norm)(const float *x, const float *weight, float eps, int64_t n, float *out);
   // out[i] = silu(gate[i]) * up[i]; out may be gate.
   void (*gate)(const float *gate, const float *up, int64_t n, float *out);
-  // out[i] = a[i] + b[i]; out may be a.
-  void (*add)(const float *a, const float *b, int64_t n, float *out);
 };
 
 extern const RowKernels portable_rows;

@@ -94,6 +94,17 @@ def test_pages_are_written_in_place() -> None:
     assert not np.isnan(np.array(run.pages.astype(mx.float32))).all()
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_key_that_is_no_number_is_not_taken_for_an_answer(wrong: float) -> None:
+    """It comes out as NaN wherever it is seen, so that it reaches the logits and is told."""
+    run = Run(CASES["grouped, interleaved, float32"])
+    run.k[1][17] = wrong
+    run.attend([(1, 0, 17), (0, 0, 5)])
+    seen = run.attend([(1, 17, 250)])
+    assert np.isnan(seen).all()
+    assert np.isfinite(run.attend([(0, 4, 1)])).all()
+
+
 def test_what_does_not_fit_together_is_refused() -> None:
     run = Run(CASES["width 256"])
     run.tables = run.tables + 1000

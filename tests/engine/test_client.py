@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -128,6 +130,29 @@ def test_a_child_that_dies_again_and_again_is_left_alone_for_a_while(tmp_path: P
             with pytest.raises(EngineError, match="again and again"):
                 client.submit([1], SHORT)
             assert not client.alive
+
+    run(work())
+
+
+def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open files may run out for a moment; whoever waits is told, and nobody waits for ever."""
+    pair = socket.socketpair
+
+    def refused_once() -> tuple[socket.socket, socket.socket]:
+        monkeypatch.setattr(socket, "socketpair", pair)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def work() -> None:
+        async with client_of(breaker=Breaker(deaths=100)) as client:
+            stream = client.submit(prompt_of(30, 1), LONG)
+            await anext(stream)
+            monkeypatch.setattr(socket, "socketpair", refused_once)
+            kill(client, signal.SIGKILL)
+            with pytest.raises(EngineError, match="signal 9"):
+                await whole(stream)
+            with pytest.raises(EngineError, match=r"could not be started: .*Too many open files"):
+                await whole(client.submit([1], SHORT))
+            assert await whole(client.submit([1], SHORT)) == alone([1], SHORT)
 
     run(work())
 

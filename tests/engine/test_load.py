@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from engine import _native
 from engine.client import EngineClient
 from engine.load import load
+from engine.memory import SHARE, memory_need
 from engine.messages import EngineSpec, Sampling, Submit
+from models.config import config_of
 from quant.errors import EngineError, ModelFormatError, NotEnoughMemory
+from quant.open import open_checkpoint
 from tests.models.passes import Runner
 from tests.tiny_models import write_gguf, write_mlx
 
@@ -67,3 +71,26 @@ def test_a_context_beyond_the_models_own_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path, "llama", context=256)
     with pytest.raises(EngineError, match="made for 256"):
         load(EngineSpec(path=str(path), context=257, device="builtin"))
+
+
+def test_weights_that_outgrow_their_file_are_judged_by_what_they_become(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path, "llama", kind="q6_k", context=256)  # which MLX's kernels take in float32, five times it
+    with open_checkpoint(path) as checkpoint:
+        file = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+        enough_for_the_file = memory_need(config_of(checkpoint), file, 256, "f32").total / SHARE + 2**16
+    monkeypatch.setattr("engine.load.free_memory", lambda: int(enough_for_the_file))
+    with pytest.raises(NotEnoughMemory, match="weights"):
+        load(EngineSpec(path=str(path), device="builtin", kv="f32"))
+    assert load(EngineSpec(path=str(path), device="cpu", kv="f32")).device == "cpu"
+
+
+def test_a_cpu_that_gives_no_threads_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(threads: int) -> None:
+        raise RuntimeError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(_native, "set_threads", refuse)
+    path = write_gguf(tmp_path, "llama")
+    with pytest.raises(EngineError, match="with 77 threads: Resource temporarily unavailable"):
+        load(EngineSpec(path=str(path), device="cpu", threads=77))

@@ -20,6 +20,7 @@ from engine.memory import (
     token_bytes,
 )
 from engine.messages import EngineSpec
+from engine.scheduler import PREFILL, PREFILL_BESIDE_DECODE
 from kvcache.pages import PAGE
 from models.config import AttentionShape, ModelConfig
 from models.rope import Rope
@@ -109,3 +110,13 @@ def test_a_container_leaves_its_limit_less_what_is_used_and_not_merely_cached(tm
 
 def test_this_machine_has_memory() -> None:
     assert free_memory() > 2**20
+
+
+def test_scratch_is_for_the_largest_pass_that_the_scheduler_plans() -> None:
+    def rows(max_batch: int) -> float:
+        without_logits = memory_need(LLAMA_1B, GIB, 0, max_batch=max_batch).scratch - 8 * max_batch * LLAMA_1B.vocab
+        return without_logits / one_row
+
+    one_row = 4 * (4 * LLAMA_1B.width + 4 * 32 * 64 + 3 * LLAMA_1B.ffn)
+    assert rows(16) == PREFILL
+    assert rows(2 * PREFILL) == PREFILL_BESIDE_DECODE + 2 * PREFILL

@@ -34,7 +34,9 @@ def graph_of(path: Path, dtype: mx.Dtype) -> mx.array:
 def exact(path: Path) -> npt.NDArray[np.float64]:
     with open_checkpoint(path) as checkpoint:
         config = config_of(checkpoint)
-        return exact_logits(Llama.load(config, checkpoint, ExactLoader()), config, PROMPT)[-1]
+        logits = exact_logits(Llama.load(config, checkpoint, ExactLoader()), config, PROMPT)
+    last: npt.NDArray[np.float64] = logits[-1]
+    return last
 
 
 @pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3"])
@@ -44,6 +46,27 @@ def test_float_weights_give_exact_logits_to_rounding(arch: str, folder: bool, tm
     got, want = np.array(graph_of(path, mx.float32))[0], exact(path)
     # A logit is a chain of some hundred roundings, after layers of as many, each of half a unit of the largest value.
     np.testing.assert_allclose(got, want, rtol=0, atol=200 * 2**-24 * float(np.abs(want).max()))
+
+
+def test_a_wide_pass_takes_the_memory_of_one_layer(tmp_path: Path) -> None:
+    """However many layers there are: MLX by itself hands out the results of a hundred operations ahead, and takes twice
+    as much for twelve as for two. A half is for buffers that its other thread has not dropped yet.
+    """
+    rows = 512
+
+    def peak(layers: int) -> int:
+        with open_checkpoint(write_gguf(tmp_path, "llama", layers=layers, context=rows)) as checkpoint:
+            config = config_of(checkpoint)
+            model = Llama.load(config, checkpoint, NativeLoader())
+        pages = list(range(rows // PAGE))
+        pool = NativePool(config, len(pages), rows, mx.float16)
+        batch = Batch.of([Span([7] * rows, 0, pages, True)])
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        mx.eval(model.forward(NativeOps(config, pool, batch)))
+        return mx.get_peak_memory() - before
+
+    assert peak(layers=12) < 1.5 * peak(layers=2)
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q4_k", "q6_k", "q8_0", "mxfp4", "f16", "bf16"])

@@ -84,3 +84,23 @@ def test_everybody_finishes(pages: int, max_batch: int, lengths: list[tuple[int,
         scheduler.check()
         order = [s.id for s in (*scheduler.running, *scheduler.waiting)]
         assert order == sorted(order), "arrival is kept"
+
+
+def test_more_prompts_than_a_pass_has_tokens_run_in_the_order_of_their_arrival() -> None:
+    others = [sequence(i, 5 + i) for i in range(1, 2 * PREFILL_BESIDE_DECODE)]
+    scheduler = scheduler_of(1000, 1000, sequence(0, 1), *others)
+    assert pass_over(scheduler)[0] == (0, 1)
+    for _ in range(4):
+        work = dict(pass_over(scheduler))
+        assert sorted(work) == list(range(1 + PREFILL_BESIDE_DECODE))
+        assert set(work.values()) == {1}
+
+
+def test_who_runs_keeps_a_page_to_grow_into_before_another_is_let_in() -> None:
+    """Else the new one would be put back at the first page that anybody fills, and computed once more for nothing."""
+    scheduler = scheduler_of(4, 16, sequence(1, PAGE), sequence(2, 3 * PAGE), sequence(3, PAGE))
+    pass_over(scheduler)
+    assert [s.id for s in scheduler.running] == [1]
+    scheduler = scheduler_of(5, 16, sequence(1, PAGE), sequence(2, 3 * PAGE))
+    pass_over(scheduler)
+    assert [s.id for s in scheduler.running] == [1, 2]

@@ -97,7 +97,8 @@ def _affine(kind: Kind, rows: int, cols: int, rng: np.random.Generator) -> Weigh
     words = np.frombuffer(rng.bytes(rows * cols * row.bits // 8), np.uint32).reshape(rows, -1)
     scales, biases = (rng.standard_normal((rows, cols // row.group), np.float32) * np.float32(0.02) for _ in range(2))
     kept = [_stored(numbers, kind.scales) for numbers in (scales, biases)]
-    decoded = dequantise_affine(words, *(_read(raw, kind.scales, scales.shape) for raw in kept), row)
+    read = [_read(raw, kind.scales, scales.shape) for raw in kept]
+    decoded = dequantise_affine(words, read[0], read[1], row)
     planes = (Plane(words.tobytes(), "u32"), *(Plane(raw, kind.scales) for raw in kept))
     return Weights(kind, planes, decoded.reshape(rows, cols))
 

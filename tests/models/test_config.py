@@ -280,6 +280,13 @@ def test_a_gguf_may_leave_out_what_follows_from_the_rest(tmp_path: Path) -> None
     assert (config.attention.rope.theta, config.attention.rope.dims) == (10000.0, 16)
 
 
+def test_a_pair_that_never_turns_may_have_an_enormous_factor(tmp_path: Path) -> None:
+    factors = np.array([1, 2, 4, 8, 16, 32, 64, 1e30], np.float32)
+    path = _written(tmp_path, "llama", lambda writer: writer.add_tensor("rope_freqs.weight", factors))
+    with open_checkpoint(path) as file:
+        assert config_of(file).attention.rope.factors == tuple(map(float, factors))
+
+
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
@@ -302,6 +309,7 @@ def test_a_wrong_key_of_a_gguf_is_refused(edit: Callable[[gguf.GGUFWriter], None
     [
         (lambda w: w.add_uint32("llama.expert_count", 8), "expert_count"),
         (lambda w: w.add_float32("llama.logit_scale", 0.5), "logit_scale"),
+        (lambda w: w.add_array("llama.attention.causal", [True, True]), "attention.causal"),
         (lambda w: w.add_string("llama.rope.scaling.type", "longrope"), "longrope"),
         (lambda w: w.add_uint32("llama.attention.value_length", 32), "different lengths"),
     ],

@@ -1,6 +1,7 @@
 """Rope turns as transformers turns it, whatever its scaling."""
 
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def test_factors_divide_the_turns() -> None:
     table = rope_table(Rope(100.0, 8, True, factors=factors), 2)
     turns = [100.0 ** (-i / 4) / f for i, f in enumerate(factors)]
     np.testing.assert_allclose(table[1], np.concatenate([np.cos(turns), np.sin(turns)]), rtol=2**-23)
+
+
+def test_a_table_is_made_in_little_more_memory_than_it_takes() -> None:
+    tracemalloc.start()
+    try:
+        table = rope_table(Rope(500000.0, 128, False), 32768)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * table.nbytes
 
 
 @pytest.mark.parametrize("factor", [1.0, 4.0])

@@ -180,6 +180,13 @@ def test_every_stated_end_is_an_end(tiny: Path) -> None:
     assert folder_at(tiny, eos_token_id=9).ends == {5, 7, 9, tiny_tokenizer.END}
 
 
+def test_an_end_that_no_text_spells_is_an_end_all_the_same(tiny: Path) -> None:
+    change(tiny / "generation_config.json", eos_token_id=100_000)
+    tokenizer = folder_at(tiny)
+    assert 100_000 in tokenizer.ends
+    assert {tokenizer.spelling(token) for token in tokenizer.ends} == {"", tokenizer.spelling(tiny_tokenizer.END)}
+
+
 def test_bos_is_added_where_the_tokenizer_itself_adds_it(tiny: Path) -> None:
     change(tiny / "tokenizer_config.json", add_bos_token=None)
     assert not folder_at(tiny).add_bos

@@ -283,6 +283,15 @@ def test_a_row_that_is_no_whole_number_of_blocks_is_refused(row: Format, tmp_pat
         GGUFFile(tmp_path / "rows.gguf")
 
 
+def test_a_tensor_that_is_not_aligned_is_refused(small: Path) -> None:
+    data = small.read_bytes()
+    stated = struct.pack("<IQ", FORMATS["q8_0"].gguf, 32)  # the first tensor has 32 bytes
+    assert data.count(stated) == 1
+    small.write_bytes(data.replace(stated, struct.pack("<IQ", FORMATS["q8_0"].gguf, 36)) + bytes(4))
+    with pytest.raises(ModelFormatError, match="'matrix' is not aligned to 32 bytes"):
+        GGUFFile(small)
+
+
 def test_overlapping_tensors_are_refused(small: Path) -> None:
     with GGUFFile(small) as model:
         start = model.tensors["norm"].planes[0].offset

@@ -58,3 +58,8 @@ def test_a_folder_with_no_model_is_refused(tmp_path: Path) -> None:
 def test_a_path_to_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="cannot be opened"):
         opened(tmp_path / "absent")
+
+
+def test_a_path_that_the_system_will_not_look_at_is_refused() -> None:
+    with pytest.raises(ModelFileError, match="cannot be opened: File name too long"):
+        opened(Path("a" * 5000))

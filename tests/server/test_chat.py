@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.server.asking import CHAT, HELLO, chat, post, stream, text_of
+from tests.server.asking import CHAT, COMPLETE, HELLO, chat, post, stream, text_of
 from tests.server.fakes import CONTEXT, END, FakeEngine, says
 
 TEXT = "Grüße, 你好 🦙!"
@@ -74,6 +74,17 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers() -> None:
     assert str(CONTEXT + len("user: ") + 3) in error["message"]
     assert str(CONTEXT) in error["message"]
     assert not engine.answers
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETE])
+def test_a_text_that_is_far_too_long_is_refused_for_its_beginning(path: str) -> None:
+    """Its ids alone would take a hundred bytes for each character."""
+    text = "x" * (100 * CONTEXT)
+    response = post(path, {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"prompt": text})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert f"more than {2 * CONTEXT} tokens" in error["message"]
+    assert error["message"].endswith(str(CONTEXT))
 
 
 def test_every_sampling_parameter_reaches_the_engine() -> None:

@@ -70,6 +70,11 @@ def test_logprobs_count_their_offsets_from_the_texts_beginning() -> None:
     assert [offset for one in told for offset in one["text_offset"]] == [0, 1, 2]
 
 
+def test_alternatives_hold_the_token_that_was_chosen() -> None:
+    wire = complete(FakeEngine(says("a")), logprobs=0)["choices"][0]["logprobs"]
+    assert wire["top_logprobs"] == [{"a": -0.5}]
+
+
 @pytest.mark.parametrize(
     ("asked", "param"),
     [

@@ -1,6 +1,8 @@
 """The whole program with a real engine process: random weights, real tokens, real deaths."""
 
+import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -8,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
@@ -16,9 +20,10 @@ from openai.types.chat import ChatCompletionMessageParam
 from engine.client import EngineClient
 from engine.messages import EngineSpec
 from server.cli import CRIA, run
+from server.drain import Door
 from server.loading import open_models
-from server.served import Store
-from tests.server.asking import serving
+from server.served import Served
+from tests.server.asking import CHAT, serving
 from tests.tiny_models import write_gguf
 from tests.tiny_tokenizer import END
 
@@ -31,49 +36,78 @@ ENDLESS = {str(END): -100}  # as logit_bias: the answer ends at its limit
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_gguf(tmp_path_factory.mktemp("model"), "llama", context=8192)
+    return write_gguf(tmp_path_factory.mktemp("model"), "llama", kind="q4_k", context=8192)
 
 
 @contextlib.asynccontextmanager
-async def talking(model: Path) -> AsyncIterator[tuple[openai.AsyncOpenAI, Store]]:
-    store = await open_models([model], EngineSpec(path="", device="builtin"))
+async def talking(model: Path) -> AsyncIterator[tuple[openai.AsyncOpenAI, Served]]:
+    store = await open_models([model], EngineSpec(path="", device="cpu", cache_tokens=8192))
     try:
         async with (
-            serving(store) as url,
+            serving(store, Door(capacity=32)) as url,
             openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
         ):
-            yield client, store
+            yield client, store.find(None)
     finally:
         await store.close()
 
 
+async def said(client: openai.AsyncOpenAI, **asked: Any) -> str:
+    """What a stream says."""
+    chunks = await client.chat.completions.create(stream=True, **asked)
+    return "".join([choice.delta.content or "" async for chunk in chunks for choice in chunk.choices])
+
+
 async def test_a_conversation_repeats_itself_with_its_seed_streamed_or_not(model: Path) -> None:
-    async with talking(model) as (client, store):
-        name = next(iter(store.models))
+    async with talking(model) as (client, served):
         messages = list(HELLO)
-        for _ in range(2):
-            whole = await client.chat.completions.create(model=name, messages=messages, seed=5, max_tokens=24)
-            said = ""
-            async for chunk in await client.chat.completions.create(
-                model=name, messages=messages, seed=5, max_tokens=24, stream=True
-            ):
-                said += chunk.choices[0].delta.content or ""
-            assert said == whole.choices[0].message.content
-            messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "and you"}]
+        for _ in range(3):
+            asked: dict[str, Any] = {"model": served.name, "messages": messages, "seed": 5, "max_tokens": 24}
+            whole = await client.chat.completions.create(**asked)
+            answer = await said(client, **asked)
+            assert answer == whole.choices[0].message.content
+            messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "and you"}]
+
+
+def mixed(number: int) -> dict[str, Any]:
+    """A request unlike its neighbours: in length, in sampling, in what it wants to know."""
+    return {
+        "messages": [{"role": "user", "content": "the llama on the puna " * (1, 40, 3, 150)[number % 4]}],
+        "max_tokens": (5, 40, 80)[number % 3],
+        "temperature": (0, 0.7, 1.3)[number // 2 % 3],
+        "seed": number,
+        "logprobs": True,
+        "top_logprobs": number % 3,
+        "logit_bias": ENDLESS,
+        "frequency_penalty": number % 5 / 5,
+    }
+
+
+async def test_sixteen_requests_at_once_are_each_answered_as_if_alone(model: Path) -> None:
+    async with talking(model) as (client, served):
+
+        async def answer(number: int) -> list[object]:
+            reply = await client.chat.completions.create(model=served.name, **mixed(number))
+            return [choice.model_dump() for choice in reply.choices]
+
+        alone = [await answer(number) for number in range(16)]
+        assert await asyncio.gather(*map(answer, range(16))) == alone
+        streams = (said(client, model=served.name, **mixed(number)) for number in range(16))
+        texts = [choice["message"]["content"] for (choice,) in alone]
+        assert await asyncio.gather(*streams) == texts
 
 
 async def test_the_first_of_many_choices_is_the_only_one(model: Path) -> None:
-    async with talking(model) as (client, store):
-        name = next(iter(store.models))
-        one = await client.completions.create(model=name, prompt="the llama", seed=1, max_tokens=20)
-        many = await client.completions.create(model=name, prompt="the llama", seed=1, max_tokens=20, n=4)
+    async with talking(model) as (client, served):
+        asked: dict[str, Any] = {"model": served.name, "prompt": "the llama", "seed": 1, "max_tokens": 20}
+        one = await client.completions.create(**asked)
+        many = await client.completions.create(**asked, n=4)
         assert many.choices[0].text == one.choices[0].text
         assert len({choice.text for choice in many.choices}) == 4
 
 
 async def test_an_engine_killed_in_mid_stream_is_an_error_and_the_next_request_works(model: Path) -> None:
-    async with talking(model) as (client, store):
-        (served,) = store.models.values()
+    async with talking(model) as (client, served):
         assert isinstance(served.engine, EngineClient)
         chunks = await client.chat.completions.create(
             model=served.name, messages=HELLO, stream=True, logit_bias=ENDLESS
@@ -92,7 +126,7 @@ async def test_an_engine_killed_in_mid_stream_is_an_error_and_the_next_request_w
 
 def test_one_prompt_is_answered_the_same_each_time(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def answer() -> str:
-        asked = ["run", str(model), "hello", "--device", "builtin", "--max-tokens", "8", "--seed", "1"]
+        asked = ["run", str(model), "hello", "--device", "cpu", "--max-tokens", "8", "--seed", "1"]
         assert run(asked) == 0
         return capsys.readouterr().out
 
@@ -125,33 +159,43 @@ def test_a_file_whose_weights_are_missing_is_one_line(model: Path, capsys: pytes
 
 
 @pytest.mark.skipif(not CRIA.exists(), reason="models/cria/cria.gguf is not here")
-def test_the_demo_model_answers_and_ends_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["run", str(CRIA), "Hello!", "--temperature", "0", "--device", "builtin"]) == 0
-    assert 0 < len(capsys.readouterr().out.strip()) < 2000
+async def test_the_demo_model_holds_a_conversation() -> None:
+    async with talking(CRIA) as (client, served):
+        messages: list[ChatCompletionMessageParam] = []
+        for question in ("Hello!", "What are you?"):
+            messages.append({"role": "user", "content": question})
+            reply = await client.chat.completions.create(model=served.name, messages=messages, temperature=0)
+            answer, finish = reply.choices[0].message.content, reply.choices[0].finish_reason
+            assert answer
+            assert finish == "stop"
+            messages.append({"role": "assistant", "content": answer})
+        assert "cria" in answer
 
 
 @contextlib.contextmanager
-def program(model: Path) -> Iterator[tuple[subprocess.Popen[str], openai.OpenAI]]:
+def program(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     code = "from server.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(model), "--port", "0", "--device", "builtin"]
+    command = [sys.executable, "-c", code, "serve", str(model), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT) as process:
         assert process.stderr is not None
-        found = next(filter(None, (re.search(r"http://\S+/v1", line) for line in process.stderr)))
+        found = next(filter(None, (re.search(r"(http://\S+)/v1", line) for line in process.stderr)))
         try:
-            with openai.OpenAI(base_url=found[0], api_key="none", max_retries=0) as client:
-                yield process, client
+            yield process, found[1]
         finally:
             process.kill()
             process.stderr.read()
 
 
 def test_a_server_told_to_leave_in_mid_stream_says_all_and_leaves_with_zero(model: Path) -> None:
-    with program(model) as (process, client):
-        chunks = client.chat.completions.create(
-            model=model.stem, messages=HELLO, stream=True, logit_bias=ENDLESS, max_tokens=300
-        )
-        next(chunks)
+    asked = {"messages": HELLO, "stream": True, "logit_bias": ENDLESS, "max_tokens": 300}
+    with (
+        program(model) as (process, url),
+        httpx.stream("POST", url + CHAT, json=asked, timeout=30) as response,
+    ):
+        lines = filter(None, response.iter_lines())
+        next(lines)
         process.send_signal(signal.SIGTERM)
-        *_, last = chunks
-        assert last.choices[0].finish_reason == "length"
+        *_, last, done = lines
+        assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert done == "data: [DONE]"
         assert process.wait(30) == 0
