@@ -52,6 +52,7 @@ CHAT: Mapping[str, Rule] = {
     "add_generation_prompt": _refuse("only true is supported", True),
     "function_call": _refuse("deprecated; use tool_choice", "none", "auto"),
     "functions": _refuse("deprecated; use tools"),
+    "messages.annotations": _warn("is not shown to the model", []),  # OpenAI's own answers have it
     "messages.audio": _refuse("this server reads text only"),
     "messages.function_call": _refuse("deprecated; use tool_calls"),
     "messages.refusal": _warn("is not shown to the model"),

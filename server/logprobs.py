@@ -28,22 +28,22 @@ class CompletionLogprobs:
 
 
 def completion_logprobs(tokenizer: Tokenizer, sampled: Sequence[Sampled], offset: int) -> CompletionLogprobs:
-    """Offsets count characters of the choice's text, of which `offset` came before.
-
-    The alternatives hold the token itself as well, though it may not be among the likeliest: so does the API.
-    """
+    """Offsets count characters of the choice's text, of which `offset` came before."""
     texts = [_text(tokenizer, one.token) for one in sampled]
     begins = accumulate(map(len, texts[:-1]), initial=offset)
     wire: dict[str, object] = {
         "tokens": texts,
         "token_logprobs": [one.logprob for one in sampled],
-        "top_logprobs": [
-            {_text(tokenizer, top.token): top.logprob for top in one.top} | {_text(tokenizer, one.token): one.logprob}
-            for one in sampled
-        ],
+        "top_logprobs": [_alternatives(tokenizer, one) for one in sampled],
         "text_offset": list(begins),
     }
     return CompletionLogprobs(texts, wire)
+
+
+def _alternatives(tokenizer: Tokenizer, sampled: Sampled) -> dict[str, float | None]:
+    """The likeliest tokens and, as in the API, the one that was chosen, which may not be among them."""
+    likeliest: dict[str, float | None] = {_text(tokenizer, top.token): top.logprob for top in sampled.top}
+    return likeliest | {_text(tokenizer, sampled.token): sampled.logprob}
 
 
 def _entry(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, object]:

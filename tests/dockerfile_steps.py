@@ -1,6 +1,6 @@
 """Runs the Dockerfile's steps where no Docker engine is: each stage in a fresh Debian of its own, then the command.
 
-Usage (as root, with debootstrap): python tests/dockerfile_steps.py [--bind FOLDER ...]
+Usage (as root, with debootstrap): python tests/dockerfile_steps.py [--bind FOLDER ...] [--port N] [--base FOLDER]
 The host's apt and pip settings are carried into the stages, and folders that those name are bound by --bind. Prints
 what the served model answers over HTTP, and ends with the exit code of the stopped server.
 """
@@ -20,7 +20,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RELEASE = "bookworm"
-PORT = 7862
 SETTINGS = ("/etc/apt", "/etc/ssl", "/usr/share/keyrings", "/usr/local/share/ca-certificates", "/etc/pip.conf")
 
 
@@ -62,10 +61,11 @@ class Stage:
             subprocess.run(["umount", "-l", self.inside(str(bind))], check=False)
 
 
-def build(dockerfile: str, work: Path, binds: list[Path], stages: list[Stage]) -> list[str]:
+def build(dockerfile: str, work: Path, base: Path, binds: list[Path], stages: list[Stage]) -> list[str]:
     """Runs every step; the last stage of `stages` is the image. Returns the command that it would start."""
-    base, names, entry = work / "base", dict[str, Stage](), list[str]()
-    subprocess.run(["debootstrap", "--variant=minbase", "--include=ca-certificates", RELEASE, base], check=True)
+    names, entry = dict[str, Stage](), list[str]()
+    if not base.exists():
+        subprocess.run(["debootstrap", "--variant=minbase", "--include=ca-certificates", RELEASE, base], check=True)
     for instruction, arguments in steps(dockerfile):
         print(f"--- {instruction} {arguments}", flush=True)
         if instruction == "FROM":
@@ -110,17 +110,18 @@ def copy(arguments: str, stage: Stage, names: dict[str, Stage]) -> None:
         shutil.copy(ROOT / name, goal)
 
 
-def ask() -> None:
+def ask(server: subprocess.Popen[bytes], port: int) -> None:
     """Waits for health, then prints a streamed answer."""
     for _ in range(60):
+        assert server.poll() is None, "the server left before it was asked"
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=2)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
             break
         except OSError:
             time.sleep(0.5)
     body = {"model": "cria", "stream": True, "messages": [{"role": "user", "content": "Hello! What are you?"}]}
     request = urllib.request.Request(
-        f"http://127.0.0.1:{PORT}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         events = [line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: ")]
@@ -131,14 +132,17 @@ def ask() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bind", type=Path, action="append", default=[])
+    parser.add_argument("--port", type=int, default=7862)
+    parser.add_argument("--base", type=Path, help="a fresh Debian that is made there if it is not there yet")
     asked = parser.parse_args()
     stages: list[Stage] = []
     with tempfile.TemporaryDirectory() as work:
         try:
-            entry = build((ROOT / "Dockerfile").read_text(), Path(work), asked.bind, stages)
-            server = subprocess.Popen(stages[-1].command(entry))
+            base = asked.base or Path(work) / "base"
+            entry = build((ROOT / "Dockerfile").read_text(), Path(work), base, asked.bind, stages)
+            server = subprocess.Popen(stages[-1].command([*entry, "--port", str(asked.port)]))
             try:
-                ask()
+                ask(server, asked.port)
             finally:
                 server.send_signal(signal.SIGTERM)
                 code = server.wait(60)

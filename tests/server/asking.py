@@ -26,9 +26,11 @@ def client_of(engine: FakeEngine, card: FakeCard | None = None) -> httpx.AsyncCl
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:7862")
 
 
-def ask(method: str, path: str, *, engine: FakeEngine | None = None, **how: Any) -> httpx.Response:
+def ask(
+    method: str, path: str, *, engine: FakeEngine | None = None, card: FakeCard | None = None, **how: Any
+) -> httpx.Response:
     async def once() -> httpx.Response:
-        async with client_of(engine or FakeEngine()) as client:
+        async with client_of(engine or FakeEngine(), card) as client:
             return await client.request(method, path, **how)
 
     return asyncio.run(once())

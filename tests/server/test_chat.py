@@ -1,9 +1,11 @@
 """Laws of POST /v1/chat/completions, over an engine that reads from a script."""
 
+from dataclasses import replace
+
 import pytest
 
-from tests.server.asking import CHAT, COMPLETE, HELLO, chat, post, stream, text_of
-from tests.server.fakes import CONTEXT, END, FakeEngine, says
+from tests.server.asking import CHAT, COMPLETE, HELLO, ask, chat, post, stream, text_of
+from tests.server.fakes import CONTEXT, END, FakeCard, FakeEngine, PlainTemplate, byte_tokenizer, says
 
 TEXT = "Grüße, 你好 🦙!"
 
@@ -85,6 +87,19 @@ def test_a_text_that_is_far_too_long_is_refused_for_its_beginning(path: str) -> 
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
     assert f"more than {2 * CONTEXT} tokens" in error["message"]
     assert error["message"].endswith(str(CONTEXT))
+
+
+class SilentTemplate(PlainTemplate):
+    def render(self, *_: object, **__: object) -> str:
+        return ""
+
+
+def test_a_template_that_writes_nothing_is_no_fault_of_the_engine() -> None:
+    engine = FakeEngine()
+    card = FakeCard(replace(byte_tokenizer(), add_bos=False), SilentTemplate())
+    response = ask("POST", CHAT, engine=engine, card=card, json={"messages": HELLO})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
+    assert not engine.answers
 
 
 def test_every_sampling_parameter_reaches_the_engine() -> None:

@@ -1,12 +1,15 @@
 """Laws of the command line: it starts fast, faults are one line, and nothing is imported that is not needed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 
 from server.cli import run
+from server.loading import name_of
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -21,12 +24,55 @@ def test_a_file_that_is_none_is_one_line_and_code_one(tmp_path: Path, capsys: py
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["nothing"], ["serve", "--port", "70000"], ["serve", "--ctx", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nothing"],
+        ["serve", "--port", "70000"],
+        ["serve", "--ctx", "0"],
+        ["serve", "--cache", "9" * 23],
+        ["serve", "--threads", "2000"],
+        ["serve", "--max-batch", "many"],
+    ],
+)
 def test_a_wrong_command_line_is_code_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         run(arguments)
     assert leaving.value.code == 2
     assert "usage: puna" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--log-file", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("puna: ")
+    assert str(tmp_path) in err
+    assert err.count("\n") == 1
+
+
+def test_a_terminal_that_lacks_a_character_shows_another(tmp_path: Path) -> None:
+    file = tmp_path / "é.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_name("cría")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    command = [sys.executable, "-c", "from server.cli import main; main()", "inspect", str(file)]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=CHECKOUT, env=ascii_only, capture_output=True, text=True, timeout=60)
+    assert "cr?a" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_is_named_as_its_user_sees_it(tmp_path: Path) -> None:
+    """In a hub's cache a model is a link to a file that is named by its hash."""
+    (tmp_path / "llama.gguf").symlink_to(tmp_path / "0123abcd")
+    (tmp_path / "loop.gguf").symlink_to(tmp_path / "loop.gguf")
+    assert name_of(tmp_path / "llama.gguf") == "llama"
+    assert name_of(tmp_path / "loop.gguf") == "loop"
+    assert name_of(tmp_path / "a" / "..") == tmp_path.name
 
 
 def imported_by(program: str) -> set[str]:

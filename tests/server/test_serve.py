@@ -94,6 +94,12 @@ def test_a_port_that_is_taken_is_named_with_the_way_out() -> None:
             bind("127.0.0.1", port)
 
 
+def test_an_address_of_another_machine_is_not_blamed_on_the_port() -> None:
+    with pytest.raises(PunaError) as refusal:
+        bind("192.0.2.1", 0)
+    assert "--port" not in str(refusal.value)
+
+
 def test_a_bound_port_refuses_until_it_is_served() -> None:
     with bind("127.0.0.1", 0) as bound, socket.socket() as client, pytest.raises(ConnectionRefusedError):
         client.connect(bound.getsockname())
