@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,9 +152,19 @@ def _run(options: argparse.Namespace) -> None:
 
     from server.run import Asking, run
 
-    text = sys.stdin.read() if options.prompt is None else options.prompt
+    text = _read_prompt() if options.prompt is None else options.prompt
     asking = Asking(text, options.raw, options.max_tokens, options.temperature, options.seed)
     asyncio.run(run(_spec(options.model, options, 1), asking))
+
+
+def _read_prompt() -> str:
+    """All of standard input."""
+    try:
+        return os.fdopen(0, "rb", closefd=False).read().decode()
+    except OSError as fault:
+        raise PunaError(f"no prompt was given, and standard input cannot be read: {fault.strerror}") from fault
+    except UnicodeDecodeError as fault:
+        raise PunaError(f"the prompt on standard input is not UTF-8: {fault.reason} at byte {fault.start}") from fault
 
 
 def _inspect(options: argparse.Namespace) -> None:

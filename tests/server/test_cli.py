@@ -91,3 +91,16 @@ def test_the_server_process_never_imports_mlx() -> None:
     """Weights and Metal belong to the engine's process; what crashes there must not be able to crash here."""
     loaded = imported_by("import server.serve, server.loading, server.run, server.service, server.inspection")
     assert not loaded & {"mlx", "mlx.core", "torch", "transformers"}
+
+
+def test_a_prompt_that_cannot_be_read_is_one_line_and_code_one(tmp_path: Path) -> None:
+    program = "from server.cli import main; main()"
+    command = [sys.executable, "-c", program, "run", str(tmp_path / "model.gguf")]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    for redirected, fault in (("<&-", "standard input cannot be read"), ("< latin", "is not UTF-8")):
+        (tmp_path / "latin").write_bytes(b"\xff")
+        shell = ["sh", "-c", f'exec "$@" {redirected}', "sh", *command]
+        done = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert fault in done.stderr
+        assert done.stderr.count("\n") == 1
