@@ -119,7 +119,7 @@ def ask(server: subprocess.Popen[bytes], port: int) -> None:
             break
         except OSError:
             time.sleep(0.5)
-    body = {"model": "cria", "stream": True, "messages": [{"role": "user", "content": "Hello! What are you?"}]}
+    body = {"model": "cria", "stream": True, "messages": [{"role": "user", "content": "What is Puna?"}]}
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
