@@ -29,6 +29,7 @@ from tests.tiny_tokenizer import END
 
 pytestmark = pytest.mark.anyio
 
+NODE = Path(__file__).parent / "node"
 CHECKOUT = Path(__file__).parents[2]
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "what is the llama on the puna"}]
 ENDLESS = {str(END): -100}  # as logit_bias: the answer ends at its limit
@@ -159,18 +160,34 @@ def test_a_file_whose_weights_are_missing_is_one_line(model: Path, capsys: pytes
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"puna: {short}: ")
 
 
-@pytest.mark.skipif(not CRIA.exists(), reason="models/cria/cria.gguf is not here")
-async def test_the_demo_model_holds_a_conversation() -> None:
+QUESTIONS = ("Hello!", "What are you?", "What is the capital of France?")
+
+
+def is_a_conversation(answers: list[str]) -> bool:
+    hello, self_portrait, capital = answers
+    return bool(hello) and "cria" in self_portrait and "Paris" in capital
+
+
+async def test_the_demo_model_holds_a_streamed_conversation_with_python() -> None:
     async with talking(CRIA) as (client, served):
         messages: list[ChatCompletionMessageParam] = []
-        for question in ("Hello!", "What are you?"):
+        answers = []
+        for question in QUESTIONS:
             messages.append({"role": "user", "content": question})
-            reply = await client.chat.completions.create(model=served.name, messages=messages, temperature=0)
-            answer = reply.choices[0].message.content or ""
-            assert answer
-            assert reply.choices[0].finish_reason == "stop"
-            messages.append({"role": "assistant", "content": answer})
-        assert "cria" in answer
+            stream = await client.chat.completions.create(
+                model=served.name, messages=messages, temperature=0, stream=True
+            )
+            answers.append("".join([chunk.choices[0].delta.content or "" async for chunk in stream]))
+            messages.append({"role": "assistant", "content": answers[-1]})
+    assert is_a_conversation(answers)
+
+
+@pytest.mark.skipif(not (NODE / "node_modules" / "openai").exists(), reason="npm did not install openai")
+def test_the_demo_model_holds_a_streamed_conversation_with_node() -> None:
+    with program(CRIA) as (_, url):
+        command = ["node", str(NODE / "chat.mjs"), f"{url}/v1", "cria", *QUESTIONS]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert is_a_conversation(json.loads(done.stdout))
 
 
 @contextlib.contextmanager
