@@ -1,10 +1,13 @@
 // Writing keys and values, then attention of each row and KV head over partitions in ascending order.
 #include "attention_op.h"
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
 
 #include "kernels.h"
-#include "lanes.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/primitives.h"
 #include "pool.h"
@@ -28,99 +31,238 @@ struct Call {
   KV format;
   float *out;
 
-  int64_t element() const { return format == KV::f32 ? 4 : 2; }
-  int64_t head_page() const { return plan.shape.head_dim * PAGE; }
-  char *page(int64_t sequence, int64_t index) const {
-    const int64_t id = plan.tables[sequence * plan.table_width + index];
-    return pages + id * page_elements(plan.shape.kv_heads, plan.shape.head_dim) * element();
+  int64_t group() const { return plan.shape.heads / plan.shape.kv_heads; }
+  int64_t head_bytes() const { return plan.shape.head_dim * PAGE * (format == KV::f32 ? 4 : 2); }
+  char *keys(int64_t sequence, int64_t index, int64_t head) const {
+    const int64_t page = plan.tables[sequence * plan.table_width + index];
+    return pages + (page * 2 * plan.shape.kv_heads + head) * head_bytes();
   }
-  char *keys(char *page, int64_t head) const { return page + head * head_page() * element(); }
-  char *values(char *page, int64_t head) const { return page + (plan.shape.kv_heads + head) * head_page() * element(); }
+  char *values(char *keys) const { return keys + plan.shape.kv_heads * head_bytes(); }
+  // The G heads of row `row` that share a KV head. Here lie the queries until their sums take the place.
+  float *heads_out(int64_t row, int64_t head) const { return out + (row * plan.shape.kv_heads + head) * group() * plan.shape.head_dim; }
+};
+
+// A thread's own memory, on a cache line; it grows to the most that was asked for.
+class Floats {
+ public:
+  float *at_least(int64_t count) {
+    if (count > count_) {
+      memory_.reset(static_cast<float *>(::operator new(count * sizeof(float), LINE)));
+      count_ = count;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+  struct Free {
+    void operator()(float *memory) const { ::operator delete(memory, LINE); }
+  };
+  std::unique_ptr<float, Free> memory_;
+  int64_t count_ = 0;
+};
+
+// Takes pieces of memory, each on a cache line.
+struct Pieces {
+  float *next;
+
+  static constexpr int64_t line(int64_t count) { return (count + 15) / 16 * 16; }
+  static constexpr int64_t partial_floats(int64_t queries, int64_t width) { return 2 * line(queries) + line(queries * width); }
+
+  float *take(int64_t count) { return std::exchange(next, next + line(count)); }
+  Partial partial(int64_t queries, int64_t width) { return {take(queries), take(queries), take(queries * width)}; }
 };
 
 // Plain products and sums, which every compiler rounds alike.
-void turn(const AttentionPlan &plan, const float *rope, int64_t position, float *x) {
-  const int64_t half = plan.rope.shape(1) / 2, step = plan.interleaved ? 2 : 1, other = plan.interleaved ? 1 : half;
-  const float *cosines = rope + position * 2 * half, *sines = cosines + half;
+void turn_pairs(const float *cosines, const float *sines, int64_t half, float *x) {
   for (int64_t i = 0; i < half; ++i) {
-    const float a = x[i * step], b = x[i * step + other];
-    x[i * step] = a * cosines[i] - b * sines[i];
-    x[i * step + other] = b * cosines[i] + a * sines[i];
+    const float a = x[2 * i], b = x[2 * i + 1];
+    x[2 * i] = a * cosines[i] - b * sines[i];
+    x[2 * i + 1] = b * cosines[i] + a * sines[i];
+  }
+}
+
+void turn_halves(const float *cosines, const float *sines, int64_t half, float *x) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    x[i] = a * cosines[i] - b * sines[i];
+    x[i + half] = b * cosines[i] + a * sines[i];
   }
 }
 
 // A head of q or k as attention wants it: normed where the model norms heads, turned by rope.
 void prepare(const Call &c, const float *from, const float *norm, int64_t position, float *to) {
-  const int64_t width = c.plan.shape.head_dim;
+  const int64_t width = c.plan.shape.head_dim, half = c.plan.rope.shape(1) / 2;
   if (norm) kernels().rows->norm(from, norm, c.plan.eps, width, to);
   else std::memcpy(to, from, width * sizeof(float));
-  turn(c.plan, c.rope, position, to);
+  const float *cosines = c.rope + position * 2 * half;
+  (c.plan.interleaved ? turn_pairs : turn_halves)(cosines, cosines + half, half, to);
 }
 
-void write_row(const Call &c, int64_t row) {
+// Rows whose tokens lie in one page: keys and values are written, queries made ready in the place of the result.
+void write_rows(const Call &c, const Rows &rows) {
+  thread_local Floats memory;
   const AttentionShape &s = c.plan.shape;
-  const int64_t position = c.plan.position(row), from = row * s.kv_heads * s.head_dim;
-  char *page = c.page(c.plan.sequence_of[row], position / PAGE);
-  std::vector<float> key(s.head_dim);
+  const int64_t width = s.head_dim, position = c.plan.position(rows, 0);
+  float *keys = memory.at_least(PAGE * width);
   for (int64_t h = 0; h < s.kv_heads; ++h) {
-    prepare(c, c.k + from + h * s.head_dim, c.k_norm, position, key.data());
-    kernels().attention->write(key.data(), c.v + from + h * s.head_dim, s.head_dim, position % PAGE, c.format, c.keys(page, h),
-                               c.values(page, h));
+    const int64_t from = (rows.begin * s.kv_heads + h) * width, stride = s.kv_heads * width;
+    for (int64_t r = 0; r < rows.count; ++r) prepare(c, c.k + from + r * stride, c.k_norm, position + r, keys + r * width);
+    char *page = c.keys(rows.sequence, position / PAGE, h);
+    kernels().attention->write(keys, c.v + from, stride, rows.count, width, position % PAGE, c.format, page, c.values(page));
+  }
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t at = (rows.begin + r) * s.heads * width;
+    for (int64_t i = at; i < at + s.heads * width; i += width) prepare(c, c.q + i, c.q_norm, position + r, c.out + i);
+    for (int64_t i = at; i < at + s.heads * width; ++i) c.out[i] *= s.scale;
   }
 }
 
-// What the partitions so far add up to, for the G query heads of one KV head.
-struct Running {
-  std::vector<float> maxima, sums, totals;  // (G,), (G,), (G, Dh)
+// The rows of a tile that see tokens of partition `index`, and which of them saw none before.
+struct Seeing {
+  int64_t begin, fresh, end;
 
-  void merge(const std::vector<float> &maxima_in, const std::vector<float> &sums_in, const std::vector<float> &out, int64_t width) {
-    for (size_t g = 0; g < maxima.size(); ++g) {
-      const float highest = maxima_in[g] > maxima[g] ? maxima_in[g] : maxima[g];
-      const float old = exp_lane(maxima[g] - highest), fresh = exp_lane(maxima_in[g] - highest);
-      sums[g] = sums[g] * old + sums_in[g] * fresh;
-      for (int64_t d = g * width; d < int64_t(g + 1) * width; ++d) totals[d] = totals[d] * old + out[d] * fresh;
-      maxima[g] = highest;
+  Seeing(const AttentionPlan &plan, const Rows &rows, int64_t index) : begin(0), fresh(0), end(rows.count) {
+    const auto span = [&](int64_t r) { return plan.span(rows, r); };
+    while (span(begin).last <= index * PARTITION) ++begin;
+    while (span(end - 1).first >= (index + 1) * PARTITION) --end;
+    for (fresh = begin; fresh < end && span(fresh).first < index * PARTITION; ++fresh) {}
+  }
+};
+
+Partial from_row(const Partial &p, int64_t row, int64_t group, int64_t width) {
+  return {p.maxima + row * group, p.sums + row * group, p.out + row * group * width};
+}
+
+// A tile through one KV head, of which a unit of work takes some partitions.
+struct HeadTile {
+  const Call &c;
+  const Rows &rows;
+  int64_t head;
+
+  int64_t group() const { return c.group(); }
+  int64_t width() const { return c.plan.shape.head_dim; }
+  int64_t queries() const { return rows.count * group(); }
+
+  // What partition `index` gives, for the rows that see of it.
+  void attend(int64_t index, const float *queries, float *scratch, const Partial &out) const {
+    const Seeing seeing(c.plan, rows, index);
+    const int64_t start = index * PARTITION;
+    int32_t first[TILE_QUERIES], last[TILE_QUERIES];
+    for (int64_t r = seeing.begin; r < seeing.end; ++r) {
+      const Span span = c.plan.span(rows, r);
+      first[r] = static_cast<int32_t>(std::max(span.first - start, int64_t{0}));
+      last[r] = static_cast<int32_t>(std::min(span.last - start, PARTITION));
+    }
+    const void *keys[PARTITION / PAGE] = {}, *values[PARTITION / PAGE] = {};
+    const int64_t end = c.plan.span(rows, rows.count - 1).last;
+    for (int64_t t = first[seeing.begin] / PAGE; t * PAGE < last[seeing.end - 1]; ++t) {
+      char *page = c.keys(rows.sequence, start / PAGE + t, head);
+      keys[t] = page;
+      values[t] = c.values(page);
+    }
+    const void *next = start + PARTITION < end ? c.keys(rows.sequence, (start + PARTITION) / PAGE, head) : nullptr;
+    const AttentionTile tile{seeing.end - seeing.begin, group(), width(), queries + seeing.begin * group() * width(),
+                             first + seeing.begin, last + seeing.begin, c.format, keys, values, next, scratch};
+    kernels().attention->partition(tile, from_row(out, seeing.begin, group(), width()));
+  }
+
+  // Adds it to what the partitions before gave.
+  void add(int64_t index, const Partial &next, const Partial &total) const {
+    const Seeing seeing(c.plan, rows, index);
+    const auto of = [&](const Partial &p, int64_t row) { return from_row(p, row, group(), width()); };
+    kernels().attention->merge((seeing.fresh - seeing.begin) * group(), width(), of(next, seeing.begin), of(total, seeing.begin));
+    const Partial from = of(next, seeing.fresh), to = of(total, seeing.fresh);
+    const int64_t fresh = (seeing.end - seeing.fresh) * group();
+    std::copy_n(from.maxima, fresh, to.maxima);
+    std::copy_n(from.sums, fresh, to.sums);
+    std::copy_n(from.out, fresh * width(), to.out);
+  }
+
+  void finish(const Partial &total) const {
+    for (int64_t q = 0; q < queries(); ++q) {
+      float *out = c.heads_out(rows.begin + q / group(), head) + q % group() * width();
+      for (int64_t d = 0; d < width(); ++d) out[d] = total.out[q * width() + d] / total.sums[q];
     }
   }
 };
 
-void attend_row(const Call &c, int64_t row, int64_t head) {
-  const AttentionShape &s = c.plan.shape;
-  const int64_t group = s.heads / s.kv_heads, width = s.head_dim, sequence = c.plan.sequence_of[row];
-  const int64_t last = c.plan.position(row) + 1, first = s.window && last > s.window ? last - s.window : 0;
-  const int64_t at = (row * s.heads + head * group) * width;
-  std::vector<float> queries(group * width), maxima(group), sums(group), out(group * width);
-  for (int64_t g = 0; g < group; ++g) {
-    float *query = queries.data() + g * width;
-    prepare(c, c.q + at + g * width, c.q_norm, last - 1, query);
-    for (int64_t d = 0; d < width; ++d) query[d] *= s.scale;
+// Partitions [begin, end) of a tile through one KV head. Where they are not all of the tile's, what each gives is kept
+// at `kept`, to be merged when all are there.
+struct Unit {
+  const Rows *rows;
+  int64_t head, begin, end;
+  float *kept;
+};
+
+void attend_unit(const Call &c, const Unit &unit) {
+  thread_local Floats memory;
+  const HeadTile tile{c, *unit.rows, unit.head};
+  const int64_t n = tile.queries(), width = tile.width(), part = Pieces::partial_floats(n, width);
+  Pieces pieces{memory.at_least(2 * part + Pieces::line(n * width) + attention_scratch(n, width))};
+  float *queries = pieces.take(n * width);
+  for (int64_t r = 0; r < tile.rows.count; ++r) {
+    std::copy_n(c.heads_out(tile.rows.begin + r, unit.head), tile.group() * width, queries + r * tile.group() * width);
   }
-  Running running;
-  for (int64_t start = first / PARTITION * PARTITION; start < last; start += PARTITION) {
-    const void *keys[PARTITION / PAGE] = {}, *values[PARTITION / PAGE] = {};
-    for (int64_t t = std::max(first, start) / PAGE; t * PAGE < std::min(last, start + PARTITION); ++t) {
-      char *page = c.page(sequence, t);
-      keys[t - start / PAGE] = c.keys(page, head);
-      values[t - start / PAGE] = c.values(page, head);
+  const Partial next = pieces.partial(n, width), total = pieces.partial(n, width);
+  for (int64_t p = unit.begin; p < unit.end; ++p) {
+    if (unit.kept) {
+      Pieces place{unit.kept + (p - unit.begin) * part};
+      tile.attend(p, queries, pieces.next, place.partial(n, width));
+    } else {
+      tile.attend(p, queries, pieces.next, next);
+      tile.add(p, next, total);
     }
-    kernels().attention->partition(queries.data(), group, width, keys, values, c.format, std::max(first - start, int64_t{0}),
-                                   std::min(last - start, PARTITION), maxima.data(), sums.data(), out.data());
-    if (running.sums.empty()) running = {maxima, sums, out};
-    else running.merge(maxima, sums, out, width);
   }
-  for (int64_t g = 0; g < group; ++g) {
-    for (int64_t d = 0; d < width; ++d) c.out[at + g * width + d] = running.totals[g * width + d] / running.sums[g];
-  }
+  if (!unit.kept) tile.finish(total);
 }
 
+// A tile that was divided among units: what they kept is merged in ascending order.
+void merge_unit(const Call &c, const Unit &whole) {
+  thread_local Floats memory;
+  const HeadTile tile{c, *whole.rows, whole.head};
+  const int64_t n = tile.queries(), width = tile.width(), part = Pieces::partial_floats(n, width);
+  Pieces pieces{memory.at_least(part)}, kept{whole.kept};
+  const Partial total = pieces.partial(n, width);
+  for (int64_t p = whole.begin; p < whole.end; ++p) tile.add(p, kept.partial(n, width), total);
+  tile.finish(total);
+}
+
+// A unit has at most a fourth of a thread's share, so that no thread waits long for another, but no less than a tile's partition.
+// Neighbours share a KV head and differ in rows, so a head's pages stay in cache.
 void run(const Call &c) {
-  constexpr int64_t ROWS_PER_UNIT = 8;
-  const int64_t rows = c.plan.rows(), heads = c.plan.shape.kv_heads;
-  pool().run((rows + ROWS_PER_UNIT - 1) / ROWS_PER_UNIT, [&](int64_t unit) {
-    for (int64_t r = unit * ROWS_PER_UNIT; r < std::min(rows, (unit + 1) * ROWS_PER_UNIT); ++r) write_row(c, r);
-  });
-  // Neighbouring units share a KV head and differ in rows, so a head's pages stay in cache.
-  pool().run(rows * heads, [&](int64_t unit) { attend_row(c, unit % rows, unit / rows); });
+  constexpr int64_t SHARES = 4;
+  thread_local Floats memory;
+  const AttentionPlan &plan = c.plan;
+  pool().run(plan.written.size(), [&](int64_t i) { write_rows(c, plan.written[i]); });
+
+  int64_t work = 0;
+  for (const Rows &tile : plan.tiles) work += plan.partitions(tile).count();
+  const int64_t most = std::max(work * plan.shape.kv_heads / (SHARES * pool().threads()), int64_t{1});
+  const auto kept_floats = [&](const Rows &tile) {
+    return plan.partitions(tile).count() * Pieces::partial_floats(tile.count * c.group(), plan.shape.head_dim);
+  };
+  int64_t floats = 0;
+  for (const Rows &tile : plan.tiles) floats += plan.partitions(tile).count() > most ? plan.shape.kv_heads * kept_floats(tile) : 0;
+  float *kept = memory.at_least(floats);
+  std::vector<Unit> units, divided;
+  for (int64_t head = 0; head < plan.shape.kv_heads; ++head) {
+    for (const Rows &tile : plan.tiles) {
+      const Span all = plan.partitions(tile);
+      if (all.count() <= most) {
+        units.push_back({&tile, head, all.first, all.last, nullptr});
+        continue;
+      }
+      const int64_t each = kept_floats(tile) / all.count();
+      divided.push_back({&tile, head, all.first, all.last, kept});
+      for (int64_t p = all.first; p < all.last; p += most) {
+        units.push_back({&tile, head, p, std::min(p + most, all.last), kept + (p - all.first) * each});
+      }
+      kept += kept_floats(tile);
+    }
+  }
+  pool().run(units.size(), [&](int64_t i) { attend_unit(c, units[i]); });
+  pool().run(divided.size(), [&](int64_t i) { merge_unit(c, divided[i]); });
 }
 
 class Attend : public mx::UnaryPrimitive {
@@ -168,12 +310,16 @@ AttentionPlan::AttentionPlan(AttentionShape s, float e, bool i, std::vector<int3
   require(starts.size() == past.size() + 1 && !past.empty(), "starts has one more entry than past");
   require(tables.size() == past.size() * static_cast<size_t>(table_width), "tables is (B, M)");
   require(rope.ndim() == 2 && rope.dtype() == mx::float32 && rope.shape(1) <= shape.head_dim, "rope is (positions, dims) float32");
-  sequence_of.resize(starts.back());
+  const int64_t tile = std::max(TILE_QUERIES / (shape.heads / shape.kv_heads), int64_t{1});
   for (size_t b = 0; b < past.size(); ++b) {
     require(starts[b] < starts[b + 1], "each sequence has rows");
-    const int64_t end = past[b] + starts[b + 1] - starts[b];
-    require(end <= table_width * PAGE && end <= rope.shape(0), "a sequence outgrows its pages or the rope table");
-    for (int32_t row = starts[b]; row < starts[b + 1]; ++row) sequence_of[row] = static_cast<int32_t>(b);
+    const int64_t sequence = b, begin = starts[b], end = starts[b + 1], positions = past[b] + end - begin;
+    require(past[b] >= 0 && positions <= table_width * PAGE && positions <= rope.shape(0),
+            "a sequence outgrows its pages or the rope table");
+    for (int64_t row = begin; row < end; row += tile) tiles.push_back({sequence, row, std::min(tile, end - row)});
+    for (int64_t row = begin; row < end; row += written.back().count) {
+      written.push_back({sequence, row, std::min(PAGE - (past[b] + row - begin) % PAGE, end - row)});
+    }
   }
 }
 

@@ -12,6 +12,17 @@ namespace puna {
 
 namespace mx = mlx::core;
 
+// Tokens or partitions [first, last) of a sequence.
+struct Span {
+  int64_t first, last;
+  int64_t count() const { return last - first; }
+};
+
+// Neighbouring rows of one sequence.
+struct Rows {
+  int64_t sequence, begin, count;
+};
+
 // What all layers of a pass share. Row r of sequence b has position past[b] + r - starts[b].
 struct AttentionPlan {
   AttentionShape shape;
@@ -22,12 +33,22 @@ struct AttentionPlan {
   std::vector<int32_t> tables;  // (B, M) page ids
   int64_t table_width;
   mx::array rope;  // (positions, dims) float32: cosines, then sines
-  std::vector<int32_t> sequence_of;  // (T,)
+  std::vector<Rows> written;  // rows whose tokens lie in one page
+  std::vector<Rows> tiles;    // rows that attend together
 
   AttentionPlan(AttentionShape shape, float eps, bool interleaved, std::vector<int32_t> starts, std::vector<int32_t> past,
                 std::vector<int32_t> tables, int64_t table_width, const mx::array &rope);
   int64_t rows() const { return starts.back(); }
-  int64_t position(int64_t row) const { return past[sequence_of[row]] + row - starts[sequence_of[row]]; }
+  int64_t position(const Rows &rows, int64_t row) const { return past[rows.sequence] + rows.begin + row - starts[rows.sequence]; }
+  // The tokens that a row sees.
+  Span span(const Rows &rows, int64_t row) const {
+    const int64_t last = position(rows, row) + 1;
+    return {shape.window && last > shape.window ? last - shape.window : 0, last};
+  }
+  // The partitions in which rows see tokens.
+  Span partitions(const Rows &rows) const {
+    return {span(rows, 0).first / PARTITION, (span(rows, rows.count - 1).last + PARTITION - 1) / PARTITION};
+  }
 };
 
 // Elements of one page of one layer: keys and values of PAGE tokens for all KV heads.

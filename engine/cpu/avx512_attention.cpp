@@ -26,10 +26,13 @@ void store(void *data, int64_t i, float value) {
 }
 
 template <KV F>
-void write_as(const float *key, const float *value, int64_t head_dim, int64_t slot, void *keys, void *values) {
-  for (int64_t d = 0; d < head_dim; ++d) {
-    store<F>(keys, d * PAGE + slot, key[d]);
-    store<F>(values, slot * head_dim + d, value[d]);
+void write_as(const float *keys, const float *values, int64_t stride, int64_t tokens, int64_t head_dim, int64_t slot, void *key_page,
+              void *value_page) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t d = 0; d < head_dim; ++d) {
+      store<F>(key_page, d * PAGE + slot + t, keys[t * head_dim + d]);
+      store<F>(value_page, (slot + t) * head_dim + d, values[t * stride + d]);
+    }
   }
 }
 
@@ -125,25 +128,26 @@ void partition_as(const float *queries, int64_t group, int64_t head_dim, const v
   }
 }
 
-void write(const float *key, const float *value, int64_t head_dim, int64_t slot, KV format, void *keys, void *values) {
+void write(const float *keys, const float *values, int64_t stride, int64_t tokens, int64_t head_dim, int64_t slot, KV format,
+           void *key_page, void *value_page) {
   switch (format) {
-    case KV::f32: return write_as<KV::f32>(key, value, head_dim, slot, keys, values);
-    case KV::f16: return write_as<KV::f16>(key, value, head_dim, slot, keys, values);
-    case KV::bf16: return write_as<KV::bf16>(key, value, head_dim, slot, keys, values);
+    case KV::f32: return write_as<KV::f32>(keys, values, stride, tokens, head_dim, slot, key_page, value_page);
+    case KV::f16: return write_as<KV::f16>(keys, values, stride, tokens, head_dim, slot, key_page, value_page);
+    case KV::bf16: return write_as<KV::bf16>(keys, values, stride, tokens, head_dim, slot, key_page, value_page);
   }
 }
 
-void partition(const float *queries, int64_t group, int64_t head_dim, const void *const *key_pages,
-               const void *const *value_pages, KV format, int64_t first, int64_t last, float *maxima, float *sums, float *out) {
-  switch (format) {
-    case KV::f32: return partition_as<KV::f32>(queries, group, head_dim, key_pages, value_pages, first, last, maxima, sums, out);
-    case KV::f16: return partition_as<KV::f16>(queries, group, head_dim, key_pages, value_pages, first, last, maxima, sums, out);
-    case KV::bf16: return partition_as<KV::bf16>(queries, group, head_dim, key_pages, value_pages, first, last, maxima, sums, out);
+void partition(const AttentionTile &t, const Partial &out) {
+  const auto as = t.format == KV::f32 ? partition_as<KV::f32> : t.format == KV::f16 ? partition_as<KV::f16> : partition_as<KV::bf16>;
+  for (int64_t row = 0; row < t.rows; ++row) {
+    const int64_t q = row * t.group;
+    as(t.queries + q * t.head_dim, t.group, t.head_dim, t.keys, t.values, t.first[row], t.last[row], out.maxima + q, out.sums + q,
+       out.out + q * t.head_dim);
   }
 }
 
 }  // namespace
 
-const AttentionKernels avx512_attention{write, partition};
+const AttentionKernels avx512_attention{write, partition, portable_attention.merge};
 
 }  // namespace puna
