@@ -53,9 +53,9 @@ struct AttentionTile {
 
 constexpr int64_t widened(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
 
-// A tile's scores and its queries again, and a page of keys and one of values in float32, all in whole vectors.
+// A tile's scores and its queries again, and a partition of keys or values in float32, all in whole vectors.
 constexpr int64_t attention_scratch(int64_t queries, int64_t head_dim) {
-  return queries * (PARTITION + widened(head_dim)) + 2 * PAGE * widened(head_dim);
+  return queries * (PARTITION + widened(head_dim)) + PARTITION * widened(head_dim);
 }
 
 struct AttentionKernels {

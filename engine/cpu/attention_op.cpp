@@ -1,6 +1,10 @@
 // Writing keys and values, then attention of each row and KV head over partitions in ascending order.
 #include "attention_op.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -293,13 +297,28 @@ void require(bool holds, const char *what) {
   if (!holds) throw std::invalid_argument(std::string("[attend] ") + what);
 }
 
+// Attention reads the memory in blocks of 4 KB here and there; with small pages of the system each costs a walk through its
+// tables, which takes as long as half of the read.
+void ask_for_huge_pages(void *memory, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t HUGE = uintptr_t{2} << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + HUGE - 1) / HUGE * HUGE;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / HUGE * HUGE;
+  if (begin < end) madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);  // a wish: it may be refused
+#else
+  static_cast<void>(memory), static_cast<void>(bytes);
+#endif
+}
+
 }  // namespace
 
 int64_t page_elements(int64_t kv_heads, int64_t head_dim) { return 2 * kv_heads * head_dim * PAGE; }
 
 mx::array unwritten_pages(int64_t pages, int64_t elements, mx::Dtype dtype) {
   kv_format(dtype);
-  auto memory = mx::allocator::malloc(static_cast<size_t>(pages * elements) * dtype.size());
+  const size_t bytes = static_cast<size_t>(pages * elements) * dtype.size();
+  auto memory = mx::allocator::malloc(bytes);
+  ask_for_huge_pages(memory.buffer().raw_ptr(), bytes);
   return mx::array(std::move(memory), {static_cast<int>(pages), static_cast<int>(elements)}, dtype);
 }
 

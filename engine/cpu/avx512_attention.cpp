@@ -1,4 +1,6 @@
-// Paged attention in AVX-512: 32 tokens of a page are two vectors; up to four query heads share each load.
+// Paged attention in AVX-512: 32 tokens of a page are two vectors; up to eight queries share each load of keys, up to six
+// each load of values. Multiplications bound it: conversions, loads and comparisons run beside them at no cost.
+#include <algorithm>
 #include <limits>
 
 #include "attention.h"
@@ -9,6 +11,13 @@ namespace puna {
 namespace {
 
 using namespace avx512;
+
+constexpr int64_t SCORED = 8, WEIGHED = 6;  // queries that share a load
+// With more queries than this it pays to widen a page once for all of them.
+constexpr int64_t NARROW = 8;
+
+template <KV F>
+constexpr int64_t BYTES = F == KV::f32 ? 4 : 2;
 
 template <KV F>
 __m512 load(const void *data, int64_t i, __mmask16 m = 0xffff) {
@@ -36,23 +45,87 @@ void write_as(const float *keys, const float *values, int64_t stride, int64_t to
   }
 }
 
-// Scores of one page, for G query heads: each score is one chain over Dh.
-template <KV F, int G>
-void page_scores(const float *queries, int64_t head_dim, const void *keys, float (*scores)[PARTITION]) {
-  __m512 low[G], high[G];
-  for (int g = 0; g < G; ++g) low[g] = high[g] = _mm512_setzero_ps();
+// Asks for the cache lines of the page to come that lie where `count` elements from `i` lie in this one: the hardware's own
+// prefetcher stops at the end of a page.
+template <KV F>
+void prefetch(const char *ahead, int64_t i, int64_t count) {
+  for (int64_t byte = 0; byte < count * BYTES<F>; byte += 64) _mm_prefetch(ahead + i * BYTES<F> + byte, _MM_HINT_T1);
+}
+
+// Scores of one page for Q queries: each score is one chain over Dh.
+template <KV F, int Q>
+void score(const float *queries, int64_t head_dim, const void *keys, const char *ahead, float *scores) {
+  __m512 low[Q], high[Q];
+#pragma GCC unroll 8
+  for (int q = 0; q < Q; ++q) low[q] = high[q] = _mm512_setzero_ps();
+#pragma GCC unroll 2
   for (int64_t d = 0; d < head_dim; ++d) {
     const __m512 a = load<F>(keys, d * PAGE), b = load<F>(keys, d * PAGE + 16);
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      const __m512 q = _mm512_set1_ps(queries[g * head_dim + d]);
-      low[g] = _mm512_fmadd_ps(q, a, low[g]);
-      high[g] = _mm512_fmadd_ps(q, b, high[g]);
+    if (ahead) prefetch<F>(ahead, d * PAGE, PAGE);
+#pragma GCC unroll 8
+    for (int q = 0; q < Q; ++q) {
+      const __m512 x = _mm512_set1_ps(queries[q * head_dim + d]);
+      low[q] = _mm512_fmadd_ps(x, a, low[q]);
+      high[q] = _mm512_fmadd_ps(x, b, high[q]);
     }
   }
-  for (int g = 0; g < G; ++g) {
-    _mm512_store_ps(scores[g], low[g]);
-    _mm512_store_ps(scores[g] + 16, high[g]);
+#pragma GCC unroll 8
+  for (int q = 0; q < Q; ++q) {
+    _mm512_storeu_ps(scores + q * PARTITION, low[q]);
+    _mm512_storeu_ps(scores + q * PARTITION + 16, high[q]);
+  }
+}
+
+// Rows of values of a partition, in pages.
+struct Values {
+  const void *const *pages;
+  int64_t stride;       // elements from a token to the next
+  const void *next;     // to prefetch after the last page
+  bool ahead;           // whether to prefetch at all
+};
+
+// V vectors of the sums of Q queries go on over the tokens [first, last): Q * V chains.
+template <KV F, int Q, int V>
+void weigh(const float *p, int64_t first, int64_t last, const Values &values, int64_t column, __mmask16 m, float *out,
+           int64_t head_dim) {
+  __m512 sums[Q][V];
+#pragma GCC unroll 8
+  for (int q = 0; q < Q; ++q) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[q][v] = _mm512_maskz_loadu_ps(m, out + q * head_dim + column + 16 * v);
+  }
+  for (int64_t page = first / PAGE; page * PAGE < last; ++page) {
+    const int64_t begin = page * PAGE, from = std::max(first, begin), to = std::min(last, begin + PAGE);
+    const char *ahead = nullptr;
+    if (values.ahead) ahead = static_cast<const char *>(begin + PAGE < last ? values.pages[page + 1] : values.next);
+    for (int64_t t = from; t < to; ++t) {
+      const int64_t at = (t - begin) * values.stride + column;
+      __m512 row[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) row[v] = load<F>(values.pages[page], at + 16 * v, m);
+      if (ahead) prefetch<F>(ahead, at, 16 * V);
+#pragma GCC unroll 8
+      for (int q = 0; q < Q; ++q) {
+        const __m512 weight = _mm512_set1_ps(p[q * PARTITION + t]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sums[q][v] = _mm512_fmadd_ps(weight, row[v], sums[q][v]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < Q; ++q) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) _mm512_mask_storeu_ps(out + q * head_dim + column + 16 * v, m, sums[q][v]);
+  }
+}
+
+// The same over the whole width of a head.
+template <KV F, int Q>
+void weigh_heads(const float *p, int64_t first, int64_t last, const Values &values, float *out, int64_t head_dim) {
+  int64_t column = 0;
+  for (; column + 64 <= head_dim; column += 64) weigh<F, Q, 4>(p, first, last, values, column, 0xffff, out, head_dim);
+  for (; column < head_dim; column += 16) {
+    weigh<F, Q, 1>(p, first, last, values, column, first_lanes(head_dim - column), out, head_dim);
   }
 }
 
@@ -76,56 +149,105 @@ void exponentials(float *p, int64_t first, int64_t last, float *maximum, float *
   *sum = fold_lanes(total);
 }
 
-// Four vectors of the head's width for G heads: 4 G accumulators, one chain over tokens each.
-template <KV F, int G>
-void weigh_values(const float (*p)[PARTITION], int64_t head_dim, int64_t column, const void *const *value_pages, int64_t first,
-                  int64_t last, float *out) {
-  __mmask16 m[4];
-  for (int v = 0; v < 4; ++v) m[v] = column + 16 * v < head_dim ? first_lanes(head_dim - column - 16 * v) : 0;
-  __m512 acc[G][4];
-  for (int g = 0; g < G; ++g) {
-    for (int v = 0; v < 4; ++v) acc[g][v] = _mm512_setzero_ps();
-  }
-  for (int64_t t = first; t < last; ++t) {
-    const int64_t row = t % PAGE * head_dim + column;
-    __m512 values[4];
-#pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) values[v] = load<F>(value_pages[t / PAGE], row + 16 * v, m[v]);
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      const __m512 weight = _mm512_set1_ps(p[g][t]);
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) acc[g][v] = _mm512_fmadd_ps(weight, values[v], acc[g][v]);
-    }
-  }
-  for (int g = 0; g < G; ++g) {
-    for (int v = 0; v < 4; ++v) _mm512_mask_storeu_ps(out + g * head_dim + column + 16 * v, m[v], acc[g][v]);
+template <KV F>
+using Score = decltype(&score<F, 1>);
+template <KV F>
+constexpr Score<F> SCORE[] = {score<F, 1>, score<F, 2>, score<F, 3>, score<F, 4>, score<F, 5>, score<F, 6>, score<F, 7>, score<F, 8>};
+template <KV F>
+using Weigh = decltype(&weigh_heads<F, 1>);
+template <KV F>
+constexpr Weigh<F> WEIGH[] = {weigh_heads<F, 1>, weigh_heads<F, 2>, weigh_heads<F, 3>,
+                              weigh_heads<F, 4>, weigh_heads<F, 5>, weigh_heads<F, 6>};
+
+// Calls f(begin, count) for n queries in shares of at most `most`, as even as can be.
+template <class Function>
+void shared(int64_t n, int64_t most, const Function &f) {
+  int64_t shares = (n + most - 1) / most;
+  for (int64_t begin = 0; begin < n; --shares) {
+    const int64_t count = (n - begin + shares - 1) / shares;
+    f(begin, count);
+    begin += count;
   }
 }
 
-template <KV F, int G>
-void heads(const float *queries, int64_t head_dim, const void *const *key_pages, const void *const *value_pages, int64_t first,
-           int64_t last, float *maxima, float *sums, float *out) {
-  alignas(64) float p[G][PARTITION];
-  for (int64_t page = first / PAGE; page * PAGE < last; ++page) {
-    page_scores<F, G>(queries, head_dim, key_pages[page], reinterpret_cast<float(*)[PARTITION]>(&p[0][page * PAGE]));
+// One partition for a tile.
+struct Work {
+  const AttentionTile &tile;
+  const Partial &out;
+  float *scores;  // (n, PARTITION)
+
+  int64_t queries() const { return tile.rows * tile.group; }
+  int64_t first(int64_t q) const { return tile.first[q / tile.group]; }
+  int64_t last(int64_t q) const { return tile.last[q / tile.group]; }
+
+  template <KV F>
+  void score_page(int64_t page, const void *keys, const char *ahead) const {
+    const bool all = first(queries() - 1) < (page + 1) * PAGE && last(0) > page * PAGE;
+    shared(queries(), SCORED, [&](int64_t q, int64_t count) {
+      if (!all && (first(q) >= (page + 1) * PAGE || last(q + count - 1) <= page * PAGE)) return;
+      SCORE<F>[count - 1](tile.queries + q * tile.head_dim, tile.head_dim, keys, ahead, scores + q * PARTITION + page * PAGE);
+      ahead = nullptr;
+    });
   }
-  for (int g = 0; g < G; ++g) exponentials(p[g], first, last, maxima + g, sums + g);
-  for (int64_t column = 0; column < head_dim; column += 64) {
-    weigh_values<F, G>(p, head_dim, column, value_pages, first, last, out);
+
+  // Tokens that all queries of a share see go together; what only some see goes query by query, before and after.
+  template <KV F>
+  void weigh_all(Values values) const {
+    const auto go = [&](int64_t q, int64_t count, int64_t from, int64_t to) {
+      if (from >= to) return;
+      WEIGH<F>[count - 1](scores + q * PARTITION, from, to, values, out.out + q * tile.head_dim, tile.head_dim);
+    };
+    shared(queries(), WEIGHED, [&](int64_t q, int64_t count) {
+      const int64_t from = first(q + count - 1), to = last(q);
+      for (int64_t i = q; i < q + count; ++i) go(i, 1, first(i), std::min(from, last(i)));
+      go(q, count, from, to);
+      for (int64_t i = q; i < q + count; ++i) go(i, 1, std::max(from, to), last(i));
+      values.ahead = false;
+    });
+  }
+};
+
+// A page's rows in float32, each filled up with zeros to whole vectors.
+template <KV F>
+void widen(const void *page, int64_t rows, int64_t width, const char *ahead, float *to) {
+  for (int64_t byte = 0; ahead && byte < rows * width * BYTES<F>; byte += 64) _mm_prefetch(ahead + byte, _MM_HINT_T1);
+  if (width % 16 == 0) {
+    for (int64_t i = 0; i < rows * width; i += 16) _mm512_store_ps(to + i, load<F>(page, i));
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < width; i += 16, to += 16) _mm512_store_ps(to, load<F>(page, r * width + i, first_lanes(width - i)));
   }
 }
 
 template <KV F>
-void partition_as(const float *queries, int64_t group, int64_t head_dim, const void *const *key_pages,
-                  const void *const *value_pages, int64_t first, int64_t last, float *maxima, float *sums, float *out) {
-  using Heads = decltype(&heads<F, 1>);
-  constexpr Heads by_count[] = {heads<F, 1>, heads<F, 2>, heads<F, 3>, heads<F, 4>};
-  for (int64_t g = 0; g < group; g += 4) {
-    const int64_t n = group - g < 4 ? group - g : 4;
-    by_count[n - 1](queries + g * head_dim, head_dim, key_pages, value_pages, first, last, maxima + g, sums + g,
-                    out + g * head_dim);
+void partition_as(const AttentionTile &tile, const Partial &out) {
+  const Work work{tile, out, tile.scratch};
+  const int64_t n = work.queries(), width = tile.head_dim, floats = PAGE * widened(width);
+  const bool wide = F != KV::f32 && n > NARROW;
+  float *const pages = tile.scratch + n * PARTITION;
+  const int64_t begin = work.first(0) / PAGE, end = (work.last(n - 1) + PAGE - 1) / PAGE;
+  for (int64_t page = begin; page < end; ++page) {
+    const char *ahead = static_cast<const char *>(page + 1 < end ? tile.keys[page + 1] : tile.values[begin]);
+    if (wide) {
+      widen<F>(tile.keys[page], width, PAGE, ahead, pages);
+      work.score_page<KV::f32>(page, pages, nullptr);
+    } else {
+      work.score_page<F>(page, tile.keys[page], ahead);
+    }
   }
+  for (int64_t q = 0; q < n; ++q) {
+    exponentials(work.scores + q * PARTITION, work.first(q), work.last(q), out.maxima + q, out.sums + q);
+  }
+  std::fill_n(out.out, n * width, 0.0f);
+  if (!wide) return work.weigh_all<F>({tile.values, width, tile.next, true});
+  const void *rows[PARTITION / PAGE];
+  for (int64_t page = begin; page < end; ++page) {
+    const char *ahead = static_cast<const char *>(page + 1 < end ? tile.values[page + 1] : tile.next);
+    widen<F>(tile.values[page], PAGE, width, ahead, pages + page * floats);
+    rows[page] = pages + page * floats;
+  }
+  work.weigh_all<KV::f32>({rows, widened(width), nullptr, false});
 }
 
 void write(const float *keys, const float *values, int64_t stride, int64_t tokens, int64_t head_dim, int64_t slot, KV format,
@@ -137,17 +259,44 @@ void write(const float *keys, const float *values, int64_t stride, int64_t token
   }
 }
 
-void partition(const AttentionTile &t, const Partial &out) {
-  const auto as = t.format == KV::f32 ? partition_as<KV::f32> : t.format == KV::f16 ? partition_as<KV::f16> : partition_as<KV::bf16>;
-  for (int64_t row = 0; row < t.rows; ++row) {
-    const int64_t q = row * t.group;
-    as(t.queries + q * t.head_dim, t.group, t.head_dim, t.keys, t.values, t.first[row], t.last[row], out.maxima + q, out.sums + q,
-       out.out + q * t.head_dim);
+void partition(const AttentionTile &tile, const Partial &out) {
+  switch (tile.format) {
+    case KV::f32: return partition_as<KV::f32>(tile, out);
+    case KV::f16: return partition_as<KV::f16>(tile, out);
+    case KV::bf16: return partition_as<KV::bf16>(tile, out);
+  }
+}
+
+void merge(int64_t queries, int64_t head_dim, const Partial &next, const Partial &total) {
+  alignas(64) float olds[16], freshes[16];
+  for (int64_t begin = 0; begin < queries; begin += 16) {
+    const __mmask16 m = first_lanes(queries - begin);
+    const __m512 was = _mm512_maskz_loadu_ps(m, total.maxima + begin), comes = _mm512_maskz_loadu_ps(m, next.maxima + begin);
+    const __m512 highest = _mm512_max_ps(comes, was);
+    const __m512 old = exp_lanes(_mm512_sub_ps(was, highest)), fresh = exp_lanes(_mm512_sub_ps(comes, highest));
+    const __m512 kept = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, total.sums + begin), old);
+    const __m512 sums = _mm512_add_ps(kept, _mm512_mul_ps(_mm512_maskz_loadu_ps(m, next.sums + begin), fresh));
+    _mm512_mask_storeu_ps(total.maxima + begin, m, highest);
+    _mm512_mask_storeu_ps(total.sums + begin, m, sums);
+    _mm512_store_ps(olds, old);
+    _mm512_store_ps(freshes, fresh);
+    for (int64_t q = begin; q < std::min(queries, begin + 16); ++q) {
+      const __m512 o = _mm512_set1_ps(olds[q - begin]), f = _mm512_set1_ps(freshes[q - begin]);
+      float *to = total.out + q * head_dim;
+      const float *from = next.out + q * head_dim;
+      const auto add = [&](int64_t d, __mmask16 here) {
+        const __m512 sum = _mm512_mul_ps(_mm512_maskz_loadu_ps(here, to + d), o);
+        _mm512_mask_storeu_ps(to + d, here, _mm512_add_ps(sum, _mm512_mul_ps(_mm512_maskz_loadu_ps(here, from + d), f)));
+      };
+      int64_t d = 0;
+      for (; d + 16 <= head_dim; d += 16) add(d, 0xffff);
+      if (d < head_dim) add(d, first_lanes(head_dim - d));
+    }
   }
 }
 
 }  // namespace
 
-const AttentionKernels avx512_attention{write, partition, portable_attention.merge};
+const AttentionKernels avx512_attention{write, partition, merge};
 
 }  // namespace puna
