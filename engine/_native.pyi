@@ -30,12 +30,22 @@ def pack(
 
 def decode_row(panels: Panels, row: int) -> mx.array: ...
 def embed(tokens: mx.array, table: Panels) -> mx.array: ...
-def project(x: mx.array, weights: Sequence[Panels], biases: Sequence[mx.array | None]) -> list[mx.array]: ...
+def project(
+    x: mx.array,
+    weights: Sequence[Panels],
+    biases: Sequence[mx.array | None],
+    norm: mx.array | None = None,
+    eps: float = 0,
+) -> list[mx.array]: ...
 def add_projected(residual: mx.array, x: mx.array, weight: Panels, bias: mx.array | None) -> mx.array: ...
 def add_gated_mlp(
-    residual: mx.array, x: mx.array, weights: Sequence[Panels], biases: Sequence[mx.array | None]
+    x: mx.array,
+    weights: Sequence[Panels],
+    biases: Sequence[mx.array | None],
+    norm: mx.array | None = None,
+    eps: float = 0,
 ) -> mx.array:
-    """residual + down(silu(gate(x)) * up(x)); weights are gate, up, down."""
+    """x + down(silu(gate(x)) * up(x)), gate and up of the normed x; weights are gate, up, down."""
 
 def norm(x: mx.array, weight: mx.array, eps: float) -> mx.array: ...
 
@@ -53,7 +63,25 @@ class AttentionPlan:
         past: npt.NDArray[np.int32],
         tables: npt.NDArray[np.int32],
         rope: mx.array,
+        picks: npt.NDArray[np.int32] | None = None,
     ) -> AttentionPlan: ...
+
+class AttentionWeights:
+    """Matrices and biases are those of q, k, v and out."""
+
+    def __init__(
+        self,
+        norm: mx.array,
+        matrices: Sequence[Panels],
+        biases: Sequence[mx.array | None],
+        q_norm: mx.array | None,
+        k_norm: mx.array | None,
+    ) -> None: ...
+
+def add_attention(
+    x: mx.array, pages: mx.array, plan: AttentionPlan, weights: AttentionWeights, only_picked: bool
+) -> mx.array:
+    """x + out(attention of the normed x), of all rows or of the picked; `pages` is written as by attend."""
 
 def unwritten_pages(pages: int, elements: int, dtype: mx.Dtype) -> mx.array:
     """Pages that take memory as they are written."""

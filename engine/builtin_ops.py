@@ -11,7 +11,7 @@ import numpy.typing as npt
 from engine.batch import Batch, Ints
 from engine.builtin_weights import BuiltinMatrix
 from models.config import AttentionShape, ModelConfig
-from models.ops import GatedMLP, HeadNorms, Linear, Matrix
+from models.ops import Attention, GatedMLP, HeadNorms, Linear, Matrix, Rows
 from models.rope import rope_table
 
 
@@ -70,14 +70,21 @@ class BuiltinOps:
     def embed(self, table: Matrix) -> mx.array:
         return cast(BuiltinMatrix, table).at(self._tokens).astype(mx.float32)
 
-    def norm(self, x: mx.array, weight: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, weight, self.eps).astype(self.dtype)
+    def add_attention(self, layer: int, x: mx.array, weights: Attention, rows: Rows) -> mx.array:
+        normed = self._normed(x, weights.norm)
+        q, k, v = (_linear(normed, linear) for linear in (weights.q, weights.k, weights.v))
+        y = self.attend(layer, q, k, v, weights.head_norms)
+        if rows is Rows.PICKED:
+            x, y = x[self._picks], y[self._picks]
+        return x + _linear(y, weights.out)
 
-    def project(self, x: mx.array, linears: Sequence[Linear]) -> list[mx.array]:
-        return [_linear(x, linear) for linear in linears]
+    def add_mlp(self, x: mx.array, weights: GatedMLP) -> mx.array:
+        normed = self._normed(x, weights.norm)
+        gate = _linear(normed, weights.gate)
+        return x + _linear(gate * mx.sigmoid(gate) * _linear(normed, weights.up), weights.down)
 
-    def add_projected(self, residual: mx.array, x: mx.array, linear: Linear) -> mx.array:
-        return residual + _linear(x, linear)
+    def logits(self, x: mx.array, norm: mx.array, head: Linear) -> mx.array:
+        return _linear(self._normed(x, norm), head)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, norms: HeadNorms | None) -> mx.array:
         q, k, v = (x.reshape(len(x), -1, self.shape.head_dim) for x in (q, k, v))  # (T, H, Dh), (T, K, Dh)
@@ -90,12 +97,8 @@ class BuiltinOps:
         out = seen[0] if len(seen) == 1 else mx.concatenate(seen)
         return out[self._back] if self._back is not None else out
 
-    def add_mlp(self, residual: mx.array, x: mx.array, mlp: GatedMLP) -> mx.array:
-        gate = _linear(x, mlp.gate)
-        return residual + _linear(gate * mx.sigmoid(gate) * _linear(x, mlp.up), mlp.down)
-
-    def pick(self, x: mx.array) -> mx.array:
-        return x[self._picks]
+    def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, weight, self.eps).astype(self.dtype)
 
     def _attend(self, layer: int, q: mx.array, group: Group) -> mx.array:
         keys, values = self.pool.read(layer, group.slots)

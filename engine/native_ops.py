@@ -9,11 +9,8 @@ from engine import _native
 from engine.batch import Batch
 from engine.native_weights import panels
 from models.config import ModelConfig
-from models.ops import GatedMLP, HeadNorms, Linear, Matrix
+from models.ops import Attention, GatedMLP, Linear, Matrix, Rows
 from models.rope import rope_table
-
-# MLX hands out the results of a hundred operations ahead of the one that runs; of wide passes that is a lot of memory.
-WIDE = 64
 
 
 class NativePool:
@@ -46,33 +43,32 @@ class NativeOps:
             past=batch.past,
             tables=batch.tables,
             rope=pool.rope,
+            picks=batch.picks,
         )
+        self._picks_all = np.array_equal(batch.picks, np.arange(len(batch.tokens)))
 
     def embed(self, table: Matrix) -> mx.array:
         return _native.embed(mx.array(self._batch.tokens), panels(table))
 
-    def norm(self, x: mx.array, weight: mx.array) -> mx.array:
-        return _native.norm(x, weight, self._eps)
+    def add_attention(self, layer: int, x: mx.array, weights: Attention, rows: Rows) -> mx.array:
+        only_picked = rows is Rows.PICKED and not self._picks_all
+        return _native.add_attention(x, self._layers[layer], self._plan, _attention(weights), only_picked)
 
-    def project(self, x: mx.array, linears: Sequence[Linear]) -> list[mx.array]:
-        return _native.project(x, [panels(w.matrix) for w in linears], [w.bias for w in linears])
+    def add_mlp(self, x: mx.array, weights: GatedMLP) -> mx.array:
+        linears = (weights.gate, weights.up, weights.down)
+        return _native.add_gated_mlp(x, *_projections(linears), weights.norm, self._eps)
 
-    def add_projected(self, residual: mx.array, x: mx.array, linear: Linear) -> mx.array:
-        return _native.add_projected(residual, x, panels(linear.matrix), linear.bias)
+    def logits(self, x: mx.array, norm: mx.array, head: Linear) -> mx.array:
+        return _native.project(x, *_projections([head]), norm, self._eps)[0]
 
-    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, norms: HeadNorms | None) -> mx.array:
-        q_norm, k_norm = (norms.q, norms.k) if norms else (None, None)
-        return _native.attend(self._plan, self._layers[layer], q, k, v, q_norm, k_norm)
 
-    def add_mlp(self, residual: mx.array, x: mx.array, mlp: GatedMLP) -> mx.array:
-        linears = (mlp.gate, mlp.up, mlp.down)
-        y = _native.add_gated_mlp(residual, x, [panels(w.matrix) for w in linears], [w.bias for w in linears])
-        if y.shape[0] >= WIDE:
-            mx.eval(y)
-        return y
+def _projections(linears: Sequence[Linear]) -> tuple[list[_native.Panels], list[mx.array | None]]:
+    return [panels(w.matrix) for w in linears], [w.bias for w in linears]
 
-    def pick(self, x: mx.array) -> mx.array:
-        picks = self._batch.picks
-        if np.array_equal(picks, np.arange(x.shape[0])):
-            return x
-        return mx.take(x, mx.array(picks), axis=0, stream=mx.cpu)
+
+def _attention(weights: Attention) -> _native.AttentionWeights:
+    norms = weights.head_norms
+    matrices, biases = _projections((weights.q, weights.k, weights.v, weights.out))
+    return _native.AttentionWeights(
+        weights.norm, matrices, biases, norms.q if norms else None, norms.k if norms else None
+    )

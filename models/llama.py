@@ -7,18 +7,14 @@ from typing import Self
 import mlx.core as mx
 
 from models.config import ModelConfig
-from models.ops import GatedMLP, HeadNorms, Linear, Loader, Matrix, Ops
+from models.ops import Attention, GatedMLP, HeadNorms, Linear, Loader, Matrix, Ops, Rows
 from models.weights import Found, find
 from quant.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
 class Layer:
-    attn_norm: mx.array  # (D,)
-    qkv: Sequence[Linear]
-    head_norms: HeadNorms | None
-    out: Linear
-    mlp_norm: mx.array  # (D,)
+    attention: Attention
     mlp: GatedMLP
 
 
@@ -49,11 +45,10 @@ class Llama:
         """Logits (P, V) of the rows that the batch picks."""
         x = ops.embed(self.embedding)
         for i, layer in enumerate(self.layers):
-            q, k, v = ops.project(ops.norm(x, layer.attn_norm), layer.qkv)
-            x = ops.add_projected(x, ops.attend(i, q, k, v, layer.head_norms), layer.out)
-            x = ops.add_mlp(x, ops.norm(x, layer.mlp_norm), layer.mlp)
-        (logits,) = ops.project(ops.norm(ops.pick(x), self.norm), [self.head])
-        return logits
+            last = i == len(self.layers) - 1
+            x = ops.add_attention(i, x, layer.attention, Rows.PICKED if last else Rows.ALL)
+            x = ops.add_mlp(x, layer.mlp)
+        return ops.logits(x, self.norm, self.head)
 
 
 def _layer(config: ModelConfig, found: Found, layer: int, loader: Loader) -> Layer:
@@ -68,10 +63,13 @@ def _layer(config: ModelConfig, found: Found, layer: int, loader: Loader) -> Lay
         return loader.vector(found[layer, name])
 
     return Layer(
-        attn_norm=vector("attn_norm"),
-        qkv=[biased("q"), biased("k"), biased("v")],
-        head_norms=HeadNorms(vector("q_norm"), vector("k_norm")) if config.head_norms else None,
-        out=linear("out"),
-        mlp_norm=vector("mlp_norm"),
-        mlp=GatedMLP(linear("gate"), linear("up"), linear("down")),
+        attention=Attention(
+            norm=vector("attn_norm"),
+            q=biased("q"),
+            k=biased("k"),
+            v=biased("v"),
+            head_norms=HeadNorms(vector("q_norm"), vector("k_norm")) if config.head_norms else None,
+            out=linear("out"),
+        ),
+        mlp=GatedMLP(vector("mlp_norm"), linear("gate"), linear("up"), linear("down")),
     )

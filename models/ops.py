@@ -1,7 +1,7 @@
 """What a model definition asks of a device: verbs over the batch that the engine has at hand."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 import mlx.core as mx
@@ -29,20 +29,40 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class GatedMLP:
-    """down(silu(gate(x)) * up(x))."""
-
-    gate: Linear
-    up: Linear
-    down: Linear
-
-
-@dataclass(frozen=True)
 class HeadNorms:
     """Weights (Dh,) of the norms that Qwen3 applies to each head of q and k before rope."""
 
     q: mx.array
     k: mx.array
+
+
+@dataclass(frozen=True)
+class Attention:
+    """out(attention of q, k and v of the normed x)."""
+
+    norm: mx.array  # (D,)
+    q: Linear
+    k: Linear
+    v: Linear
+    head_norms: HeadNorms | None
+    out: Linear
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """down(silu(gate(x)) * up(x)) of the normed x."""
+
+    norm: mx.array  # (D,)
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+class Rows(Enum):
+    """Which rows of a pass go on."""
+
+    ALL = "all"
+    PICKED = "picked"  # those whose logits are wanted, one for each entry of the batch's picks
 
 
 class Loader(Protocol):
@@ -59,14 +79,11 @@ class Ops(Protocol):
     """
 
     def embed(self, table: Matrix) -> mx.array: ...
-    def norm(self, x: mx.array, weight: mx.array) -> mx.array: ...
-    def project(self, x: mx.array, linears: Sequence[Linear]) -> list[mx.array]: ...
-    def add_projected(self, residual: mx.array, x: mx.array, linear: Linear) -> mx.array: ...
-    def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, norms: HeadNorms | None) -> mx.array:
-        """Head norms, rope, KV write and attention of one layer: (T, H * Dh)."""
+    def add_attention(self, layer: int, x: mx.array, weights: Attention, rows: Rows) -> mx.array:
+        """x + attention, for the rows that go on. Keys and values of all rows are written."""
         ...
 
-    def add_mlp(self, residual: mx.array, x: mx.array, mlp: GatedMLP) -> mx.array: ...
-    def pick(self, x: mx.array) -> mx.array:
-        """The rows of x whose logits are wanted, one for each entry of the batch's picks."""
+    def add_mlp(self, x: mx.array, weights: GatedMLP) -> mx.array: ...
+    def logits(self, x: mx.array, norm: mx.array, head: Linear) -> mx.array:
+        """head(normed x), (P, V)."""
         ...

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from models.config import ModelConfig
 from models.llama import Llama
-from models.ops import GatedMLP, HeadNorms, Linear, Matrix
+from models.ops import Attention, GatedMLP, HeadNorms, Linear, Matrix, Rows
 from models.rope import rope_table
 from quant.checkpoint import Tensor
 
@@ -53,20 +53,20 @@ class ExactOps:
     def embed(self, table: Matrix) -> Any:
         return _values(table)[self._tokens]
 
-    def norm(self, x: Any, weight: Any) -> Any:
-        return _normed(x, weight, self._config.eps)
+    def add_attention(self, layer: int, x: Any, weights: Attention, rows: Rows) -> Any:
+        normed = _normed(x, weights.norm, self._config.eps)
+        q, k, v = (_linear(normed, linear) for linear in (weights.q, weights.k, weights.v))
+        return x + _linear(self._attended(q, k, v, weights.head_norms), weights.out)
 
-    def project(self, x: Any, linears: Sequence[Linear]) -> list[Any]:
-        return [_linear(x, linear) for linear in linears]
+    def add_mlp(self, x: Any, weights: GatedMLP) -> Any:
+        normed = _normed(x, weights.norm, self._config.eps)
+        gate = _linear(normed, weights.gate)
+        return x + _linear(gate / (1 + np.exp(-gate)) * _linear(normed, weights.up), weights.down)
 
-    def add_projected(self, residual: Any, x: Any, linear: Linear) -> Any:
-        return residual + _linear(x, linear)
+    def logits(self, x: Any, norm: Any, head: Linear) -> Any:
+        return _linear(_normed(x, norm, self._config.eps), head)
 
-    def add_mlp(self, residual: Any, x: Any, mlp: GatedMLP) -> Any:
-        gate = _linear(x, mlp.gate)
-        return residual + _linear(gate / (1 + np.exp(-gate)) * _linear(x, mlp.up), mlp.down)
-
-    def attend(self, layer: int, q: Any, k: Any, v: Any, norms: HeadNorms | None) -> Any:
+    def _attended(self, q: Any, k: Any, v: Any, norms: HeadNorms | None) -> Any:
         shape, n = self._config.attention, len(self._tokens)
         counts = (shape.heads, shape.kv_heads, shape.kv_heads)
         q, k, v = (x.reshape(n, count, shape.head_dim) for x, count in zip((q, k, v), counts, strict=True))
@@ -79,9 +79,6 @@ class ExactOps:
         scores = np.where((distance >= 0) & (distance < (shape.window or n)), scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v).reshape(n, -1)
-
-    def pick(self, x: Any) -> Any:
-        return x
 
     def _turned(self, x: Doubles) -> Doubles:
         rope = self._config.attention.rope

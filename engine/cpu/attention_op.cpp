@@ -12,13 +12,9 @@
 #include <utility>
 
 #include "kernels.h"
-#include "mlx/backend/cpu/encoder.h"
-#include "mlx/primitives.h"
 #include "pool.h"
-#include "row_ops.h"
 
 namespace puna {
-namespace {
 
 KV kv_format(mx::Dtype dtype) {
   if (dtype == mx::float32) return KV::f32;
@@ -27,14 +23,9 @@ KV kv_format(mx::Dtype dtype) {
   throw std::invalid_argument("[attend] pages must be float32, float16 or bfloat16");
 }
 
-// Raw pointers of one call. A page is keys (K, Dh, PAGE), then values (K, PAGE, Dh).
-struct Call {
-  const AttentionPlan &plan;
-  const float *q, *k, *v, *q_norm, *k_norm, *rope;
-  char *pages;
-  KV format;
-  float *out;
+namespace {
 
+struct Call : AttentionCall {
   int64_t group() const { return plan.shape.heads / plan.shape.kv_heads; }
   int64_t head_bytes() const { return plan.shape.head_dim * PAGE * (format == KV::f32 ? 4 : 2); }
   char *keys(int64_t sequence, int64_t index, int64_t head) const {
@@ -99,11 +90,11 @@ void prepare(const Call &c, const float *from, const float *norm, int64_t positi
   const int64_t width = c.plan.shape.head_dim, half = c.plan.rope.shape(1) / 2;
   if (norm) kernels().rows->norm(from, norm, c.plan.eps, width, to);
   else std::memcpy(to, from, width * sizeof(float));
-  const float *cosines = c.rope + position * 2 * half;
+  const float *cosines = c.plan.rope.data<float>() + position * 2 * half;
   (c.plan.interleaved ? turn_pairs : turn_halves)(cosines, cosines + half, half, to);
 }
 
-// Rows whose tokens lie in one page: keys and values are written, queries made ready in the place of the result.
+// Rows whose tokens lie in one page: keys and values are written.
 void write_rows(const Call &c, const Rows &rows) {
   thread_local Floats memory;
   const AttentionShape &s = c.plan.shape;
@@ -115,8 +106,14 @@ void write_rows(const Call &c, const Rows &rows) {
     char *page = c.keys(rows.sequence, position / PAGE, h);
     kernels().attention->write(keys, c.v + from, stride, rows.count, width, position % PAGE, c.format, page, c.values(page));
   }
+}
+
+// Rows whose queries are made ready in the place of the result.
+void prepare_queries(const Call &c, const Rows &rows) {
+  const AttentionShape &s = c.plan.shape;
+  const int64_t width = s.head_dim, position = c.plan.position(rows, 0);
   for (int64_t r = 0; r < rows.count; ++r) {
-    const int64_t at = (rows.begin + r) * s.heads * width;
+    const int64_t at = (rows.at + r) * s.heads * width;
     for (int64_t i = at; i < at + s.heads * width; i += width) prepare(c, c.q + i, c.q_norm, position + r, c.out + i);
     for (int64_t i = at; i < at + s.heads * width; ++i) c.out[i] *= s.scale;
   }
@@ -185,7 +182,7 @@ struct HeadTile {
 
   void finish(const Partial &total) const {
     for (int64_t q = 0; q < queries(); ++q) {
-      float *out = c.heads_out(rows.begin + q / group(), head) + q % group() * width();
+      float *out = c.heads_out(rows.at + q / group(), head) + q % group() * width();
       for (int64_t d = 0; d < width(); ++d) out[d] = total.out[q * width() + d] / total.sums[q];
     }
   }
@@ -206,7 +203,7 @@ void attend_unit(const Call &c, const Unit &unit) {
   Pieces pieces{memory.at_least(2 * part + Pieces::line(n * width) + attention_scratch(n, width))};
   float *queries = pieces.take(n * width);
   for (int64_t r = 0; r < tile.rows.count; ++r) {
-    std::copy_n(c.heads_out(tile.rows.begin + r, unit.head), tile.group() * width, queries + r * tile.group() * width);
+    std::copy_n(c.heads_out(tile.rows.at + r, unit.head), tile.group() * width, queries + r * tile.group() * width);
   }
   const Partial next = pieces.partial(n, width), total = pieces.partial(n, width);
   for (int64_t p = unit.begin; p < unit.end; ++p) {
@@ -234,24 +231,28 @@ void merge_unit(const Call &c, const Unit &whole) {
 
 // A unit has at most a fourth of a thread's share, so that no thread waits long for another, but no less than a tile's partition.
 // Neighbours share a KV head and differ in rows, so a head's pages stay in cache.
-void run(const Call &c) {
+void attend_rows(const Call &c) {
   constexpr int64_t SHARES = 4;
   thread_local Floats memory;
   const AttentionPlan &plan = c.plan;
-  pool().run(plan.written.size(), [&](int64_t i) { write_rows(c, plan.written[i]); });
+  const int64_t written = plan.written.size();
+  pool().run(written + c.tiles.size(), [&](int64_t i) {
+    if (i < written) write_rows(c, plan.written[i]);
+    else prepare_queries(c, c.tiles[i - written]);
+  });
 
   int64_t work = 0;
-  for (const Rows &tile : plan.tiles) work += plan.partitions(tile).count();
+  for (const Rows &tile : c.tiles) work += plan.partitions(tile).count();
   const int64_t most = std::max(work * plan.shape.kv_heads / (SHARES * pool().threads()), int64_t{1});
   const auto kept_floats = [&](const Rows &tile) {
     return plan.partitions(tile).count() * Pieces::partial_floats(tile.count * c.group(), plan.shape.head_dim);
   };
   int64_t floats = 0;
-  for (const Rows &tile : plan.tiles) floats += plan.partitions(tile).count() > most ? plan.shape.kv_heads * kept_floats(tile) : 0;
+  for (const Rows &tile : c.tiles) floats += plan.partitions(tile).count() > most ? plan.shape.kv_heads * kept_floats(tile) : 0;
   float *kept = memory.at_least(floats);
   std::vector<Unit> units, divided;
   for (int64_t head = 0; head < plan.shape.kv_heads; ++head) {
-    for (const Rows &tile : plan.tiles) {
+    for (const Rows &tile : c.tiles) {
       const Span all = plan.partitions(tile);
       if (all.count() <= most) {
         units.push_back({&tile, head, all.first, all.last, nullptr});
@@ -269,23 +270,20 @@ void run(const Call &c) {
   pool().run(divided.size(), [&](int64_t i) { merge_unit(c, divided[i]); });
 }
 
-class Attend : public mx::UnaryPrimitive {
+// Inputs: pages, q, k, v, rope and, with head norms, their two weights.
+class Attend : public CpuPrimitive {
  public:
   Attend(mx::Stream stream, std::shared_ptr<const AttentionPlan> plan, bool head_norms)
-      : mx::UnaryPrimitive(stream), plan_(std::move(plan)), head_norms_(head_norms) {}
+      : CpuPrimitive(stream), plan_(std::move(plan)), head_norms_(head_norms) {}
 
-  // Inputs: pages, q, k, v, rope and, with head norms, their two weights.
-  void eval_cpu(const std::vector<mx::array> &in, mx::array &out) override {
-    out.set_data(mx::allocator::malloc(out.nbytes()));
-    auto &encoder = mx::cpu::get_command_encoder(stream());
-    for (const auto &array : in) encoder.set_input_array(array);
-    encoder.set_output_array(out);
+  void eval_cpu(const Arrays &in, Arrays &out) override {
     const float *q_norm = head_norms_ ? in[5].data<float>() : nullptr, *k_norm = head_norms_ ? in[6].data<float>() : nullptr;
-    encoder.dispatch([plan = plan_, pages = const_cast<char *>(in[0].data<char>()), format = kv_format(in[0].dtype()),
-                      q = in[1].data<float>(), k = in[2].data<float>(), v = in[3].data<float>(), rope = in[4].data<float>(),
-                      q_norm, k_norm, y = out.data<float>()] { run(Call{*plan, q, k, v, q_norm, k_norm, rope, pages, format, y}); });
+    AttentionCall call{*plan_, plan_->tiles, in[1].data<float>(), in[2].data<float>(), in[3].data<float>(), q_norm, k_norm,
+                       const_cast<char *>(in[0].data<char>()), kv_format(in[0].dtype()), nullptr};
+    auto &encoder = encoder_for(in, out);
+    call.out = out[0].data<float>();
+    encoder.dispatch([kept = plan_, call] { run_attention(call); });
   }
-  void eval_gpu(const std::vector<mx::array> &, mx::array &) override { throw std::runtime_error("[attend] is a CPU operation"); }
   const char *name() const override { return "PunaAttend"; }
 
  private:
@@ -312,6 +310,8 @@ void ask_for_huge_pages(void *memory, size_t bytes) {
 
 }  // namespace
 
+void run_attention(const AttentionCall &call) { attend_rows(Call{call}); }
+
 int64_t page_elements(int64_t kv_heads, int64_t head_dim) { return 2 * kv_heads * head_dim * PAGE; }
 
 mx::array unwritten_pages(int64_t pages, int64_t elements, mx::Dtype dtype) {
@@ -323,7 +323,8 @@ mx::array unwritten_pages(int64_t pages, int64_t elements, mx::Dtype dtype) {
 }
 
 AttentionPlan::AttentionPlan(AttentionShape s, float e, bool i, std::vector<int32_t> st, std::vector<int32_t> p,
-                             std::vector<int32_t> t, int64_t w, const mx::array &r)
+                             std::vector<int32_t> t, int64_t w, const mx::array &r,
+                             const std::vector<int32_t> &picks)
     : shape(s), eps(e), interleaved(i), starts(std::move(st)), past(std::move(p)), tables(std::move(t)), table_width(w), rope(r) {
   require(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0 && shape.head_dim > 0, "heads must be a multiple of kv_heads");
   require(starts.size() == past.size() + 1 && !past.empty(), "starts has one more entry than past");
@@ -335,11 +336,23 @@ AttentionPlan::AttentionPlan(AttentionShape s, float e, bool i, std::vector<int3
     const int64_t sequence = b, begin = starts[b], end = starts[b + 1], positions = past[b] + end - begin;
     require(past[b] >= 0 && positions <= table_width * PAGE && positions <= rope.shape(0),
             "a sequence outgrows its pages or the rope table");
-    for (int64_t row = begin; row < end; row += tile) tiles.push_back({sequence, row, std::min(tile, end - row)});
+    for (int64_t row = begin; row < end; row += tile) tiles.push_back({sequence, row, std::min(tile, end - row), row});
     for (int64_t row = begin; row < end; row += written.back().count) {
-      written.push_back({sequence, row, std::min(PAGE - (past[b] + row - begin) % PAGE, end - row)});
+      written.push_back({sequence, row, std::min(PAGE - (past[b] + row - begin) % PAGE, end - row), row});
     }
   }
+  for (const int64_t row : picks) {
+    require(row >= 0 && row < rows(), "a picked row is a row");
+    const int64_t sequence = std::upper_bound(starts.begin(), starts.end(), row) - starts.begin() - 1;
+    picked.push_back({sequence, row, 1, static_cast<int64_t>(picked.size())});
+  }
+}
+
+void check_pages(const AttentionPlan &plan, const mx::array &pages) {
+  const int64_t elements = page_elements(plan.shape.kv_heads, plan.shape.head_dim);
+  require(pages.ndim() == 2 && pages.shape(1) == elements, "pages is (pages, page_elements)");
+  kv_format(pages.dtype());
+  for (int32_t page : plan.tables) require(page >= 0 && page < pages.shape(0), "a page lies outside of the pool");
 }
 
 mx::array attend(std::shared_ptr<const AttentionPlan> plan, const mx::array &pages, const mx::array &q, const mx::array &k,
@@ -348,15 +361,11 @@ mx::array attend(std::shared_ptr<const AttentionPlan> plan, const mx::array &pag
   const int rows = static_cast<int>(plan->rows());
   const mx::Shape wide{rows, static_cast<int>(s.heads * s.head_dim)}, narrow{rows, static_cast<int>(s.kv_heads * s.head_dim)};
   require(q.shape() == wide && k.shape() == narrow && v.shape() == narrow, "wants q (T, H * Dh), k and v (T, K * Dh)");
-  require(pages.ndim() == 2 && pages.shape(1) == page_elements(s.kv_heads, s.head_dim), "pages is (pages, page_elements)");
   require(q_norm.has_value() == k_norm.has_value(), "norms both q and k or neither");
-  kv_format(pages.dtype());
-  for (int32_t page : plan->tables) require(page >= 0 && page < pages.shape(0), "a page lies outside of the pool");
-  const mx::Stream stream = cpu_stream();
-  const auto plain = [&](const mx::array &a) { return mx::contiguous(mx::astype(a, mx::float32, stream), false, stream); };
-  std::vector<mx::array> in{pages, plain(q), plain(k), plain(v), plan->rope};
+  check_pages(*plan, pages);
+  Arrays in{pages, plain(q), plain(k), plain(v), plan->rope};
   if (q_norm) in.insert(in.end(), {plain(*q_norm), plain(*k_norm)});
-  return mx::array(wide, mx::float32, std::make_shared<Attend>(stream, std::move(plan), q_norm.has_value()), std::move(in));
+  return mx::array(wide, mx::float32, std::make_shared<Attend>(cpu_stream(), std::move(plan), q_norm.has_value()), std::move(in));
 }
 
 }  // namespace puna

@@ -6,11 +6,9 @@
 #include <vector>
 
 #include "attention.h"
-#include "mlx/mlx.h"
+#include "cpu_op.h"
 
 namespace puna {
-
-namespace mx = mlx::core;
 
 // Tokens or partitions [first, last) of a sequence.
 struct Span {
@@ -18,9 +16,9 @@ struct Span {
   int64_t count() const { return last - first; }
 };
 
-// Neighbouring rows of one sequence.
+// Neighbouring rows of one sequence. In the queries and in the result they lie from row `at` on.
 struct Rows {
-  int64_t sequence, begin, count;
+  int64_t sequence, begin, count, at;
 };
 
 // What all layers of a pass share. Row r of sequence b has position past[b] + r - starts[b].
@@ -35,9 +33,11 @@ struct AttentionPlan {
   mx::array rope;  // (positions, dims) float32: cosines, then sines
   std::vector<Rows> written;  // rows whose tokens lie in one page
   std::vector<Rows> tiles;    // rows that attend together
+  std::vector<Rows> picked;   // tiles of the picked rows alone, whose queries lie one behind the other
 
   AttentionPlan(AttentionShape shape, float eps, bool interleaved, std::vector<int32_t> starts, std::vector<int32_t> past,
-                std::vector<int32_t> tables, int64_t table_width, const mx::array &rope);
+                std::vector<int32_t> tables, int64_t table_width, const mx::array &rope,
+                const std::vector<int32_t> &picks);
   int64_t rows() const { return starts.back(); }
   int64_t position(const Rows &rows, int64_t row) const { return past[rows.sequence] + rows.begin + row - starts[rows.sequence]; }
   // The tokens that a row sees.
@@ -51,12 +51,29 @@ struct AttentionPlan {
   }
 };
 
+// Raw pointers of one call. A page is keys (K, Dh, PAGE), then values (K, PAGE, Dh).
+struct AttentionCall {
+  const AttentionPlan &plan;
+  const std::vector<Rows> &tiles;  // of the plan: which rows attend, while keys and values are all rows'
+  const float *q, *k, *v, *q_norm, *k_norm;
+  char *pages;
+  KV format;
+  float *out;
+};
+void run_attention(const AttentionCall &call);
+
+// The format of pages; throws if attention knows none for the type.
+KV kv_format(mx::Dtype dtype);
+
 // Elements of one page of one layer: keys and values of PAGE tokens for all KV heads.
 int64_t page_elements(int64_t kv_heads, int64_t head_dim);
 
 // Pages (pages, page_elements) whose content is whatever memory holds: the system gives it page by page as it is written, so
 // a cache costs what is in it. Attention never looks at a token that was not written.
 mx::array unwritten_pages(int64_t pages, int64_t elements, mx::Dtype dtype);
+
+// Throws unless the pages are such, and hold all that the plan's tables name.
+void check_pages(const AttentionPlan &plan, const mx::array &pages);
 
 // q (T, H * Dh), k and v (T, K * Dh) -> (T, H * Dh). `pages` (pages, page_elements) is written in place: it must be evaluated
 // and held by the caller alone; later operations of the same stream see what was written.

@@ -2,13 +2,11 @@
 #include "matmul.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "kernels.h"
 #include "pool.h"
+#include "scratch.h"
 
 namespace puna {
 namespace {
@@ -16,28 +14,11 @@ namespace {
 constexpr int64_t ACTS_IN_CACHE = 512 << 10;  // half of a 1 MB L2; the other half is for the panels in use
 constexpr int64_t SLAB_ROWS = 512;            // rows whose activations are prepared at once, which bounds the scratch
 constexpr int64_t HIDDEN_BYTES = 16 << 20;    // of a gated MLP's two hidden activations
+constexpr int64_t GATED_COLUMNS = 2048;       // of a row's gated product, made by one unit of work
 constexpr int64_t UNIT_BYTES = 128 << 10;     // of weights read by a unit of work: far longer than claiming it takes
 constexpr int64_t PANELS_IN_CACHE = 4;        // that a block of rows passes: a strip stays in L1 from panel to panel
 
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Grows and is never given back: bounded by SLAB_ROWS and HIDDEN_BYTES, and a step asks for the same again.
-class Scratch {
- public:
-  uint8_t *bytes(size_t wanted) {
-    if (wanted > size_) {
-      data_.reset(static_cast<uint8_t *>(std::aligned_alloc(64, (wanted + 63) / 64 * 64)), std::free);
-      if (!data_) throw std::bad_alloc();
-      size_ = wanted;
-    }
-    return data_.get();
-  }
-  float *floats(size_t wanted) { return reinterpret_cast<float *>(bytes(wanted * sizeof(float))); }
-
- private:
-  std::shared_ptr<uint8_t> data_;
-  size_t size_ = 0;
-};
 
 // Rows of activations in the forms that some projections want.
 struct Acts {
@@ -54,9 +35,13 @@ struct Acts {
       if (wanted[form]) forms[form].bytes(rows * stride(form));
   }
   uint8_t *row(size_t form, int64_t r) { return forms[form].bytes(0) + r * stride(form); }
-  void prepare(const float *x, int64_t r) {
-    for (size_t form = 0; form < 3; ++form)
-      if (wanted[form]) kernels().matmul->prepare[form](x, cols, row(form, r));
+  // `count` values of row r from column `first` on, which starts a superblock.
+  void prepare(const float *x, int64_t r, int64_t first, int64_t count) {
+    for (size_t form = 0; form < 3; ++form) {
+      if (!wanted[form]) continue;
+      uint8_t *at = row(form, r) + first / SUPERBLOCK * acts_bytes(static_cast<Arithmetic>(form));
+      kernels().matmul->prepare[form](x, count, at);
+    }
   }
 };
 
@@ -113,35 +98,58 @@ void multiply(Acts &acts, int64_t first_row, std::span<const Projection> project
   pool().run(static_cast<int64_t>(units.size()), [&](int64_t i) { run_unit(units[i], acts, first_row); });
 }
 
+// Rows first.. of the input in all forms.
+void prepare(Acts &acts, const Input &input, int64_t first) {
+  pool().run(acts.rows, [&](int64_t r) {
+    const float *x = input.x + (first + r) * input.cols;
+    if (input.norm) {
+      thread_local Scratch normed;
+      float *const y = normed.floats(input.cols);
+      kernels().rows->norm(x, input.norm, input.eps, input.cols, y);
+      x = y;
+    }
+    acts.prepare(x, r, 0, input.cols);
+  });
+}
+
+// silu(gates) * ups in all forms. The products of a unit never leave the cache.
+void gate(Acts &acts, const float *gates, const float *ups) {
+  const int64_t chunks = divided_up(acts.cols, GATED_COLUMNS);
+  pool().run(acts.rows * chunks, [&](int64_t unit) {
+    alignas(64) float products[GATED_COLUMNS];
+    const int64_t row = unit / chunks, column = unit % chunks * GATED_COLUMNS, at = row * acts.cols + column;
+    const int64_t count = std::min(GATED_COLUMNS, acts.cols - column);
+    kernels().rows->gate(gates + at, ups + at, count, products);
+    acts.prepare(products, row, column, count);
+  });
+}
+
 }  // namespace
 
-void matmul(const float *x, int64_t rows, int64_t cols, std::span<const Projection> projections) {
+void matmul(const Input &input, std::span<const Projection> projections) {
   Acts &acts = buffers().acts;
-  for (int64_t first = 0; first < rows; first += SLAB_ROWS) {
-    acts.reset(std::min(SLAB_ROWS, rows - first), cols, projections);
-    pool().run(acts.rows, [&](int64_t r) { acts.prepare(x + (first + r) * cols, r); });
+  for (int64_t first = 0; first < input.rows; first += SLAB_ROWS) {
+    acts.reset(std::min(SLAB_ROWS, input.rows - first), input.cols, projections);
+    prepare(acts, input, first);
     multiply(acts, first, projections);
   }
 }
 
-void gated_matmul(const float *x, int64_t rows, int64_t cols, const GatedProjections &mlp) {
+void gated_matmul(const Input &input, const GatedProjections &mlp) {
   auto &[acts, hidden_acts, gates, ups] = buffers();
   const int64_t hidden = mlp.gate.panels->rows;
   const int64_t fitting = HIDDEN_BYTES / (2 * sizeof(float) * hidden) / STRIP_ROWS * STRIP_ROWS;
   const int64_t block = std::clamp(fitting, STRIP_ROWS, SLAB_ROWS);
   Projection inner[2] = {mlp.gate, mlp.up};
-  for (int64_t first = 0; first < rows; first += block) {
-    const int64_t count = std::min(block, rows - first);
-    float *const gate = inner[0].out = gates.floats(count * hidden);
-    float *const up = inner[1].out = ups.floats(count * hidden);
-    acts.reset(count, cols, inner);
-    pool().run(count, [&, &acts = acts](int64_t r) { acts.prepare(x + (first + r) * cols, r); });
+  for (int64_t first = 0; first < input.rows; first += block) {
+    const int64_t count = std::min(block, input.rows - first);
+    inner[0].out = gates.floats(count * hidden);
+    inner[1].out = ups.floats(count * hidden);
+    acts.reset(count, input.cols, inner);
+    prepare(acts, input, first);
     multiply(acts, 0, inner);
     hidden_acts.reset(count, hidden, {&mlp.down, 1});
-    pool().run(count, [&, &acts = hidden_acts](int64_t r) {
-      kernels().rows->gate(gate + r * hidden, up + r * hidden, hidden, gate + r * hidden);
-      acts.prepare(gate + r * hidden, r);
-    });
+    gate(hidden_acts, inner[0].out, inner[1].out);
     multiply(hidden_acts, first, {&mlp.down, 1});
   }
 }

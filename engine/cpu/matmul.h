@@ -111,21 +111,29 @@ struct MatmulKernels {
 extern const MatmulKernels portable_matmul;
 extern const MatmulKernels avx512_matmul;
 
-// One output of a matmul: out = x W^T (+ bias) (+ residual), (rows, panels.rows). `residual` may be `out`.
+// One output of a matmul: out = x W^T (+ bias) (+ residual), (rows, panels.rows). `residual` and x may be `out`.
 struct Projection {
   const Panels *panels;
   const float *bias, *residual;
   float *out;
 };
 
-// All projections of x (rows, cols), which is brought into each form it is needed in once.
-void matmul(const float *x, int64_t rows, int64_t cols, std::span<const Projection> projections);
+// Rows of activations (rows, cols), which are normed on their way in where `norm` (cols) is given.
+struct Input {
+  const float *x;
+  int64_t rows, cols;
+  const float *norm = nullptr;
+  float eps = 0;
+};
+
+// All projections of the input, which is brought into each form it is needed in once.
+void matmul(const Input &input, std::span<const Projection> projections);
 
 // out = residual + down(silu(gate(x)) * up(x)), in blocks of rows so that the hidden activations stay bounded.
 // The outputs of `gate` and `up` are the caller's to leave null; `down` has the residual and the output.
 struct GatedProjections {
   Projection gate, up, down;
 };
-void gated_matmul(const float *x, int64_t rows, int64_t cols, const GatedProjections &mlp);
+void gated_matmul(const Input &input, const GatedProjections &mlp);
 
 }  // namespace puna

@@ -9,7 +9,7 @@
 
 #include "attention_op.h"
 #include "kernels.h"
-#include "matmul_op.h"
+#include "layer_op.h"
 #include "pack.h"
 #include "pool.h"
 #include "row_ops.h"
@@ -26,10 +26,11 @@ std::vector<int32_t> ints(const Ints &a) { return {a.data(), a.data() + a.size()
 
 std::shared_ptr<AttentionPlan> make_plan(int64_t heads, int64_t kv_heads, int64_t head_dim, float scale, int64_t window, float eps,
                                          bool interleaved, const Ints &starts, const Ints &past, const Ints &tables,
-                                         const mx::array &rope) {
+                                         const mx::array &rope, const std::optional<Ints> &picks) {
   if (tables.ndim() != 2) throw std::invalid_argument("[AttentionPlan] tables is (B, M)");
   return std::make_shared<AttentionPlan>(AttentionShape{heads, kv_heads, head_dim, scale, window}, eps, interleaved, ints(starts),
-                                         ints(past), ints(tables), static_cast<int64_t>(tables.shape(1)), rope);
+                                         ints(past), ints(tables), static_cast<int64_t>(tables.shape(1)), rope,
+                                         picks ? ints(*picks) : std::vector<int32_t>{});
 }
 
 }  // namespace
@@ -49,15 +50,19 @@ NB_MODULE(_native, m) {
   m.def("decode_row", &decode_row_array, "panels"_a, "row"_a);
 
   m.def("embed", &embed, "tokens"_a, "table"_a);
-  m.def("project", &project, "x"_a, "weights"_a, "biases"_a);
+  m.def("project", &project, "x"_a, "weights"_a, "biases"_a, "norm"_a.none() = nb::none(), "eps"_a = 0.0f);
   m.def("add_projected", &add_projected, "residual"_a, "x"_a, "weight"_a, "bias"_a);
-  m.def("add_gated_mlp", &add_gated_mlp, "residual"_a, "x"_a, "weights"_a, "biases"_a);
+  m.def("add_gated_mlp", &add_gated_mlp, "x"_a, "weights"_a, "biases"_a, "norm"_a.none() = nb::none(), "eps"_a = 0.0f);
 
   m.def("norm", &norm, "x"_a, "weight"_a, "eps"_a);
   nb::class_<AttentionPlan>(m, "AttentionPlan")
       .def_static("of", &make_plan, "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a, "eps"_a, "interleaved"_a,
-                  "starts"_a, "past"_a, "tables"_a, "rope"_a);
+                  "starts"_a, "past"_a, "tables"_a, "rope"_a, "picks"_a.none() = nb::none());
   m.def("unwritten_pages", &unwritten_pages, "pages"_a, "elements"_a, "dtype"_a);
   m.def("page_elements", &page_elements, "kv_heads"_a, "head_dim"_a);
   m.def("attend", &attend, "plan"_a, "pages"_a, "q"_a, "k"_a, "v"_a, "q_norm"_a.none(), "k_norm"_a.none());
+  nb::class_<AttentionWeights>(m, "AttentionWeights")
+      .def(nb::init<mx::array, std::vector<Matrix>, std::vector<Bias>, Norm, Norm>(), "norm"_a, "matrices"_a, "biases"_a,
+           "q_norm"_a.none(), "k_norm"_a.none());
+  m.def("add_attention", &add_attention, "x"_a, "pages"_a, "plan"_a, "weights"_a, "only_picked"_a);
 }

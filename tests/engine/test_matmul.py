@@ -147,14 +147,14 @@ def test_the_gated_mlp_is_its_three_projections(rows: int) -> None:
     panels = [w.pack() for w in (gate, up, down)]
     rng = np.random.default_rng(5)
     # Small enough that exp(-gate) stays far from overflow.
-    x, residual = (rng.standard_normal((rows, 256), np.float32) * np.float32(0.02) for _ in range(2))
-    got = np.array(_native.add_gated_mlp(mx.array(residual), mx.array(x), panels, [None] * 3))
+    x = rng.standard_normal((rows, 256), np.float32) * np.float32(0.02)
+    got = np.array(_native.add_gated_mlp(mx.array(x), panels, [None] * 3))
     g, u = projected(x, panels[0]).astype(np.float64), projected(x, panels[1]).astype(np.float64)
     hidden = (g / (1 + np.exp(-g)) * u).astype(np.float32)
     # The hidden activations may differ by roundings of the gate, each of which may move an int8 by one step.
     steps = np.abs(hidden.reshape(rows, -1, 128)).max(-1) / 127
     sizes = np.abs(down.decoded.astype(np.float64)).reshape(256, -1, 128).sum(-1)
-    assert (np.abs(got - (projected(hidden, panels[2]) + residual)) <= steps @ sizes.T * 2**-4).all()
+    assert (np.abs(got - (projected(hidden, panels[2]) + x)) <= steps @ sizes.T * 2**-4).all()
 
 
 def test_the_gated_mlp_gives_a_row_the_same_bits_in_every_block_of_rows() -> None:
@@ -162,10 +162,9 @@ def test_the_gated_mlp_gives_a_row_the_same_bits_in_every_block_of_rows() -> Non
     shapes = [(16384, 256), (16384, 256), (256, 16384)]
     panels = [weights(Kind("q4_0"), *shape, seed=i).pack() for i, shape in enumerate(shapes)]
     x = mx.array(np.random.default_rng(6).standard_normal((300, 256), np.float32))
-    residual = mx.zeros((300, 256))
-    got = np.array(_native.add_gated_mlp(residual, x, panels, [None] * 3))
+    got = np.array(_native.add_gated_mlp(x, panels, [None] * 3))
     for row in (0, 127, 128, 299):
-        alone = _native.add_gated_mlp(residual[:1], x[row : row + 1], panels, [None] * 3)
+        alone = _native.add_gated_mlp(x[row : row + 1], panels, [None] * 3)
         np.testing.assert_array_equal(np.array(alone)[0], got[row])
 
 
@@ -185,7 +184,18 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="residual"):
         _native.add_projected(mx.zeros((2, 21)), mx.zeros((2, 64)), panels, None)
     with pytest.raises(ValueError, match="hidden"):
-        _native.add_gated_mlp(mx.zeros((2, 20)), mx.zeros((2, 64)), [panels] * 3, [None] * 3)
+        _native.add_gated_mlp(mx.zeros((2, 64)), [panels] * 3, [None] * 3)
+    with pytest.raises(ValueError, match="norm"):
+        _native.project(mx.zeros((2, 64)), [panels], [None], mx.ones(63))
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_norm_on_the_way_in_is_the_norm_before(rows: int) -> None:
+    panels = weights(Kind("q5_k"), 45, 512).pack()
+    rng = np.random.default_rng(8)
+    x, norm = mx.array(rng.standard_normal((rows, 512), np.float32)), mx.array(rng.standard_normal(512, np.float32))
+    got = _native.project(x, [panels], [None], norm, 1e-5)[0]
+    np.testing.assert_array_equal(np.array(got), projected(np.array(_native.norm(x, norm, 1e-5)), panels))
 
 
 def test_every_format_of_the_table_has_a_case() -> None:

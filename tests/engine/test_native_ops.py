@@ -76,6 +76,6 @@ def test_no_matmul_is_left_to_mlx(kind: str, tmp_path: Path) -> None:
     dot = tmp_path / "graph.dot"
     mx.export_to_dot(str(dot), logits)
     operations = set(re.findall(r'label ="(\w+)"', dot.read_text()))
-    assert {"PunaNorm", "PunaAttend"} <= operations
+    assert {"PunaAttention", "PunaGatedMLP"} <= operations
     moving = {"Gather", "AsType", "Contiguous", "Reshape", "Squeeze"}
     assert {name for name in operations if not name.startswith("Puna")} <= moving
