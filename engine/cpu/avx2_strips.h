@@ -1,8 +1,7 @@
 // AVX2: up to 8 rows of activations along one panel, for the two ways that CPUs without AVX-512 sum products of bytes.
 //
-// A template parameter DOT says how. A group's 8 registers become OPERANDS operands; operand i multiplies the activations of
-// register i % 8 and counts WEIGHT[i / 8] times. At most FITTING consecutive ones are added before `whole` or `scaled` makes int32 of
-// their sum. ZERO is what was added to the values so that operands are unsigned.
+// A template parameter DOT says how: what the 8 registers of a group become as operands, at most how many sums of products fit in
+// what they are added to before `whole` or `scaled` makes int32 of them, and ZERO, how far operands are above the values.
 #pragma once
 
 #include <immintrin.h>
@@ -34,50 +33,70 @@ inline __m256i broadcast(const void *four_bytes) {
 
 inline __m128i eight_bytes(const uint8_t *p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)); }
 
-// The two column halves of a panel's 16 columns.
-struct Ints {
-  __m256i half[2];
-};
-struct Floats {
-  __m256 half[2];
-};
-
-// Where the operands of a group come from: its planes, or an array that holds them whole for the rows after the first ones.
+// Where the operands of a group come from: its planes, or a place that holds them whole, for more rows than are taken at once.
+// A compiler that forgets the place loads again what else it would carry, and spill, from rows to rows.
 template <template <PanelKind> class DOT, PanelKind KIND>
 struct FromPlanes {
-  const uint8_t *planes;
-  __m256i operator()(int i, int half) const { return DOT<KIND>::operand(planes + HALF_REGISTER * half, i); }
+  const uint8_t *at;
+  void forget() { asm volatile("" : "+r"(at)); }
+  __m256i operator()(int i, int half) const { return DOT<KIND>::operand(at + HALF_REGISTER * half, i); }
 };
 
-template <template <PanelKind> class DOT, PanelKind KIND>
-struct Unpacked {
-  alignas(64) uint8_t bytes[DOT<KIND>::OPERANDS * REGISTER];
+struct Whole {
+  const uint8_t *at;
+  void forget() { asm volatile("" : "+r"(at)); }
+  __m256i operator()(int i, int half) const { return load256(at + REGISTER * i + HALF_REGISTER * half); }
+};
 
-  explicit Unpacked(const uint8_t *planes) {
-#pragma GCC unroll 16
-    for (int i = 0; i < DOT<KIND>::OPERANDS; ++i) {
+// The activations of a group, row by row.
+struct Rows {
+  const int8_t *at;
+  int64_t stride;
+  void forget() { asm volatile("" : "+r"(at)); }
+  const int8_t *operator()(int r) const { return at + r * stride; }
+};
+
+template <class Dot>
+struct Unpacked {
+  alignas(64) uint8_t bytes[8 * REGISTER];
+
+  Whole from(const uint8_t *planes) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
-        const __m256i w = DOT<KIND>::operand(planes + HALF_REGISTER * half, i);
+        const __m256i w = Dot::operand(planes + HALF_REGISTER * half, i);
         _mm256_store_si256(reinterpret_cast<__m256i *>(bytes + REGISTER * i + HALF_REGISTER * half), w);
       }
     }
+    asm volatile("" : "+m"(bytes));
+    return {bytes};
   }
-  __m256i operator()(int i, int half) const { return load256(bytes + REGISTER * i + HALF_REGISTER * half); }
 };
 
-// sum[r] = the products of operands [FIRST, FIRST + COUNT) with the activations q(r) of a group.
-template <class Dot, int R, int COUNT, class Operands, class Acts>
-inline void dot(const Operands &operands, const Acts &q, int first, Ints sum[R]) {
+// Place n of the order in which a group's operands are added: where a scale holds for all of them, the two that lie in the low and
+// the high bits of one plane follow each other.
+template <PanelKind KIND>
+constexpr int nth(int n) {
+  return KIND.sub == 16 ? n : n % 2 * 4 + n / 2;
+}
+
+// sum[r] = the products of COUNT operands from place `first` on with the activations q(r) of a group.
+template <class Dot, PanelKind KIND, int R, int COUNT, class Operands>
+inline void dot(Operands operands, Rows q, int first, __m256i sum[R][2]) {
+  operands.forget();
+  q.forget();
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) sum[r] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
 #pragma GCC unroll 8
-  for (int i = first; i < first + COUNT; ++i) {
+  for (int n = first; n < first + COUNT; ++n) {
+    const int i = nth<KIND>(n);
     const __m256i low = operands(i, 0), high = operands(i, 1);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const __m256i four = broadcast(q(r) + 4 * (i % 8));
-      sum[r] = {Dot::add(sum[r].half[0], low, four), Dot::add(sum[r].half[1], high, four)};
+      const __m256i four = broadcast(q(r) + 4 * i);
+      sum[r][0] = Dot::add(sum[r][0], low, four);
+      sum[r][1] = Dot::add(sum[r][1], high, four);
     }
   }
 }
@@ -104,34 +123,33 @@ inline __m128i minimum_bytes(const uint8_t *p) {
 template <class Dot, PanelKind KIND>
 struct Offsets {
   static constexpr int COUNT = 64 / KIND.sub;
-  static constexpr bool NEEDED = KIND.mins || KIND.zero != 0;
-  Ints pairs[COUNT];
+  static constexpr bool NEEDED = KIND.mins || Dot::ZERO != 0;
+  __m256i pairs[COUNT][2];
 
   Offsets(const uint8_t *scales, const uint8_t *mins) {
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * COUNT; ++i) {
       const int64_t at = i / 2 * 2 * COLUMNS + i % 2 * 8;
       if constexpr (KIND.mins) {
-        pairs[i / 2].half[i % 2] = _mm256_cvtepu8_epi16(
+        pairs[i / 2][i % 2] = _mm256_cvtepu8_epi16(
             _mm_unpacklo_epi8(minimum_bytes<KIND>(mins + at), minimum_bytes<KIND>(mins + at + COLUMNS)));
       } else {
-        pairs[i / 2].half[i % 2] =
+        pairs[i / 2][i % 2] =
             _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(eight_bytes(scales + at), eight_bytes(scales + at + COLUMNS)));
       }
     }
   }
 
   // -(sum of offset x sum(q))
-  Ints dot(const Acts128 &a) const {
-    Ints sum = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  void dot(const Acts128 &a, __m256i sum[2]) const {
+    sum[0] = sum[1] = _mm256_setzero_si256();
     const auto *sums = reinterpret_cast<const __m128i *>(a.negative_sums);
     const __m256i words = _mm256_broadcastsi128_si256(_mm_packs_epi32(_mm_loadu_si128(sums), _mm_loadu_si128(sums + 1)));
 #pragma GCC unroll 4
     for (int i = 0; i < COUNT; ++i) {
       const __m256i pair = KIND.sub == 32 ? broadcast(a.negative_pairs + 2 * i) : chosen(words, i);
-      for (int half = 0; half < 2; ++half) sum.half[half] = Dot::add_pairs(sum.half[half], pairs[i].half[half], pair);
+      for (int half = 0; half < 2; ++half) sum[half] = Dot::add_pairs(sum[half], pairs[i][half], pair);
     }
-    return sum;
   }
 
  private:
@@ -147,22 +165,30 @@ struct Offsets {
 
 constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
 
+// ZERO times whole numbers.
+template <int ZERO>
+inline __m256i times_zero(__m256i v) {
+  if constexpr (ZERO == 0) return _mm256_setzero_si256();
+  else if constexpr (ZERO > 0) return _mm256_slli_epi32(v, log2_of(ZERO));
+  else return _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(v, log2_of(-ZERO)));
+}
+
 // Adds the scaled products of a group to sums[r].
-template <class Dot, PanelKind KIND, int R, class Operands, class Acts>
-inline void add_group(const Operands &operands, const uint8_t *scales, const Acts &q, Ints sums[R]) {
+template <class Dot, PanelKind KIND, int R, class Operands>
+inline void add_group(const Operands &operands, const uint8_t *scales, const Rows &q, __m256i sums[R][2]) {
   constexpr int COUNT = Dot::FITTING < KIND.sub / 4 ? Dot::FITTING : KIND.sub / 4;
-#pragma GCC unroll 16
-  for (int i = 0; i < Dot::OPERANDS; i += COUNT) {
-    const uint8_t *bytes = scales + i % 8 / (KIND.sub / 4) * COLUMNS;
-    Ints sum[R];
-    dot<Dot, R, COUNT>(operands, q, i, sum);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i += COUNT) {
+    const uint8_t *bytes = scales + i / (KIND.sub / 4) * COLUMNS;
+    __m256i sum[R][2];
+    dot<Dot, KIND, R, COUNT>(operands, q, i, sum);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const __m256i scale = Dot::scales(scale_bytes<KIND>(bytes + 8 * half));
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const __m256i scaled = Dot::scaled(sum[r].half[half], scale, i / 8);
-        sums[r].half[half] = _mm256_add_epi32(sums[r].half[half], scaled);
+        const __m256i scaled = Dot::scaled(sum[r][half], scale);
+        sums[r][half] = _mm256_add_epi32(sums[r][half], scaled);
       }
     }
   }
@@ -175,38 +201,38 @@ struct Places {
 
 // acc[r] takes its FMA for the 128 values whose products are in sums[r].
 template <class Dot, PanelKind KIND, int R, class Acts>
-inline void add_half(const Places &at, const Acts &acts, const Ints sums[R], Floats acc[R]) {
+inline void add_half(const Places &at, const Acts &acts, const __m256i sums[R][2], __m256 acc[R][2]) {
   const Offsets<Dot, KIND> offsets(at.scales, at.mins);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const Acts128 &a = acts(r);
     const __m256 scale = _mm256_set1_ps(a.scale);
-    Ints offset;
-    if constexpr (Offsets<Dot, KIND>::NEEDED) offset = offsets.dot(a);
+    __m256i offset[2];
+    if constexpr (Offsets<Dot, KIND>::NEEDED) offsets.dot(a, offset);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const __m256 d = eight<Number::f16>(at.numbers + COLUMNS * half);
-      __m256i sum = sums[r].half[half];
-      if constexpr (KIND.zero != 0) sum = _mm256_add_epi32(sum, _mm256_slli_epi32(offset.half[half], log2_of(Dot::ZERO)));
+      __m256i sum = sums[r][half];
+      if constexpr (Dot::ZERO != 0) sum = _mm256_add_epi32(sum, times_zero<Dot::ZERO>(offset[half]));
       __m256 t = _mm256_mul_ps(d, _mm256_cvtepi32_ps(sum));
       if constexpr (KIND.mins) {
         const __m256 dmin = eight<Number::f16>(at.numbers + 2 * COLUMNS + COLUMNS * half);
-        t = _mm256_fmadd_ps(dmin, _mm256_cvtepi32_ps(offset.half[half]), t);
+        t = _mm256_fmadd_ps(dmin, _mm256_cvtepi32_ps(offset[half]), t);
       }
-      acc[r].half[half] = _mm256_fmadd_ps(scale, t, acc[r].half[half]);
+      acc[r][half] = _mm256_fmadd_ps(scale, t, acc[r][half]);
     }
   }
 }
 
 template <int R>
-inline void clear(Ints sums[R]) {
+inline void clear(__m256i sums[R][2]) {
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) sums[r] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
 }
 
 // acc[r] over all of K for a panel of sub-scaled codes.
 template <template <PanelKind> class DOT, PanelKind KIND, int R>
-inline void subscaled_panel(const Strip &s, const uint8_t *panel, Floats acc[R]) {
+inline void subscaled_panel(const Strip &s, const uint8_t *panel, __m256 acc[R][2]) {
   using Dot = DOT<KIND>;
   constexpr Layout at = layout(KIND, 0);
   constexpr int64_t half_width = 128 / KIND.sub * COLUMNS, group_width = GROUP / KIND.sub * COLUMNS;
@@ -219,18 +245,19 @@ inline void subscaled_panel(const Strip &s, const uint8_t *panel, Floats acc[R])
       return reinterpret_cast<const Acts128 *>(s.acts + r * s.acts_stride)[h];
     };
     const auto later = [&](int r) -> const Acts128 & { return acts(A + r); };
-    Ints sums[R];
+    __m256i sums[R][2];
     clear<R>(sums);
     for (int g = 0; g < 4; ++g) {
       const uint8_t *planes = codes + g * REGISTER * KIND.bits, *scales = places.scales + g * group_width;
-      const auto q = [&](int r) { return acts(r).q + GROUP * g; };
+      const Rows q{acts(0).q + GROUP * g, s.acts_stride};
       read_ahead<KIND>(planes);
       if constexpr (B == 0) {
         add_group<Dot, KIND, A>(FromPlanes<DOT, KIND>{planes}, scales, q, sums);
       } else {
-        const Unpacked<DOT, KIND> operands(planes);
+        Unpacked<Dot> unpacked;
+        const Whole operands = unpacked.from(planes);
         add_group<Dot, KIND, A>(operands, scales, q, sums);
-        add_group<Dot, KIND, B>(operands, scales, [&](int r) { return q(A + r); }, sums + A);
+        add_group<Dot, KIND, B>(operands, scales, {q(A), q.stride}, sums + A);
       }
     }
     add_half<Dot, KIND, A>(places, acts, sums, acc);
@@ -241,52 +268,49 @@ inline void subscaled_panel(const Strip &s, const uint8_t *panel, Floats acc[R])
 // A group's scales, and perhaps biases, as float32.
 template <PanelKind KIND>
 struct GroupNumbers {
-  Floats scale, bias;
+  __m256 scale[2], bias[2];
 
   GroupNumbers(const uint8_t *scales, const uint8_t *biases) {
     constexpr int64_t half_width = 8 * bytes_of(KIND.number);
     for (int half = 0; half < 2; ++half) {
-      scale.half[half] = eight<KIND.number>(scales + half * half_width);
-      if constexpr (KIND.mins) bias.half[half] = eight<KIND.number>(biases + half * half_width);
+      scale[half] = eight<KIND.number>(scales + half * half_width);
+      if constexpr (KIND.mins) bias[half] = eight<KIND.number>(biases + half * half_width);
     }
   }
 };
 
 // acc[r] takes its FMAs for group g of the superblock in acts(r).
 template <class Dot, PanelKind KIND, int R, class Operands, class Acts>
-inline void chain_group(const Operands &operands, const GroupNumbers<KIND> &numbers, const Acts &acts, int64_t g, Floats acc[R]) {
-  Ints sums[R];
+inline void chain_group(const Operands &operands, const GroupNumbers<KIND> &numbers, const Acts &acts, const Rows &q, int64_t g,
+                        __m256 acc[R][2]) {
+  __m256i sums[R][2];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    __m256i start = _mm256_setzero_si256();
-    if constexpr (KIND.zero != 0) {
-      start = _mm256_slli_epi32(_mm256_set1_epi32(acts(r).negative_sums[g]), log2_of(Dot::ZERO));
-    }
-    sums[r] = {start, start};
+    sums[r][0] = sums[r][1] = times_zero<Dot::ZERO>(_mm256_set1_epi32(acts(r).negative_sums[g]));
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < Dot::OPERANDS; i += Dot::FITTING) {
-    Ints sum[R];
-    dot<Dot, R, Dot::FITTING>(operands, [&](int r) { return acts(r).q + GROUP * g; }, i, sum);
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i += Dot::FITTING) {
+    __m256i sum[R][2];
+    dot<Dot, KIND, R, Dot::FITTING>(operands, q, i, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
       for (int half = 0; half < 2; ++half)
-        sums[r].half[half] = _mm256_add_epi32(sums[r].half[half], Dot::whole(sum[r].half[half], i / 8));
+        sums[r][half] = _mm256_add_epi32(sums[r][half], Dot::whole(sum[r][half]));
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
     const __m256 scale = _mm256_set1_ps(acts(r).scales[g]), sum = _mm256_set1_ps(acts(r).sums[g]);
     for (int half = 0; half < 2; ++half) {
-      __m256 &y = acc[r].half[half];
-      y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r].half[half]), _mm256_mul_ps(numbers.scale.half[half], scale), y);
-      if constexpr (KIND.mins) y = _mm256_fmadd_ps(numbers.bias.half[half], sum, y);
+      __m256 &y = acc[r][half];
+      y = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[r][half]), _mm256_mul_ps(numbers.scale[half], scale), y);
+      if constexpr (KIND.mins) y = _mm256_fmadd_ps(numbers.bias[half], sum, y);
     }
   }
 }
 
 // acc[r] over all of K for a panel whose groups have scales, and perhaps biases, of their own.
 template <template <PanelKind> class DOT, PanelKind KIND, int R>
-inline void grouped_panel(const Strip &s, const uint8_t *panel, Floats acc[R]) {
+inline void grouped_panel(const Strip &s, const uint8_t *panel, __m256 acc[R][2]) {
   using Dot = DOT<KIND>;
   constexpr int64_t width = COLUMNS * bytes_of(KIND.number);
   constexpr int A = first_rows(R), B = R - A;
@@ -301,13 +325,15 @@ inline void grouped_panel(const Strip &s, const uint8_t *panel, Floats acc[R]) {
     for (int64_t g = 0; g < GROUPS; ++g) {
       const uint8_t *planes = block + at.codes + g * REGISTER * KIND.bits;
       const GroupNumbers<KIND> numbers(block + g / per_scale * width, block + at.mins + g / per_scale * width);
+      const Rows q{acts(0).q + GROUP * g, s.acts_stride};
       read_ahead<KIND>(planes);
       if constexpr (B == 0) {
-        chain_group<Dot, KIND, A>(FromPlanes<DOT, KIND>{planes}, numbers, acts, g, acc);
+        chain_group<Dot, KIND, A>(FromPlanes<DOT, KIND>{planes}, numbers, acts, q, g, acc);
       } else {
-        const Unpacked<DOT, KIND> operands(planes);
-        chain_group<Dot, KIND, A>(operands, numbers, acts, g, acc);
-        chain_group<Dot, KIND, B>(operands, numbers, later, g, acc + A);
+        Unpacked<Dot> unpacked;
+        const Whole operands = unpacked.from(planes);
+        chain_group<Dot, KIND, A>(operands, numbers, acts, q, g, acc);
+        chain_group<Dot, KIND, B>(operands, numbers, later, {q(A), q.stride}, g, acc + A);
       }
     }
   }
@@ -315,11 +341,11 @@ inline void grouped_panel(const Strip &s, const uint8_t *panel, Floats acc[R]) {
 
 // acc[p][r] over all of K for P dense panels: a chain is 4 cycles a step, so that few rows need several panels at once.
 template <PanelKind KIND, int R, int P>
-inline void dense_panels(const Strip &s, const uint8_t *panel, int64_t first_row, Floats acc[P][R]) {
+inline void dense_panels(const Strip &s, const uint8_t *panel, int64_t first_row, __m256 acc[P][R][2]) {
   constexpr int64_t width = COLUMNS * bytes_of(KIND.number);
   const uint8_t *acts = s.acts + first_row * s.acts_stride;
   for (int p = 0; p < P; ++p)
-    for (int r = 0; r < R; ++r) acc[p][r] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int r = 0; r < R; ++r) acc[p][r][0] = acc[p][r][1] = _mm256_setzero_ps();
   for (int64_t k = 0; k < s.superblocks * SUPERBLOCK; ++k) {
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
@@ -329,7 +355,8 @@ inline void dense_panels(const Strip &s, const uint8_t *panel, int64_t first_row
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const __m256 x = _mm256_set1_ps(reinterpret_cast<const float *>(acts + r * s.acts_stride)[k]);
-        acc[p][r] = {_mm256_fmadd_ps(x, low, acc[p][r].half[0]), _mm256_fmadd_ps(x, high, acc[p][r].half[1])};
+        acc[p][r][0] = _mm256_fmadd_ps(x, low, acc[p][r][0]);
+        acc[p][r][1] = _mm256_fmadd_ps(x, high, acc[p][r][1]);
       }
     }
   }
@@ -337,13 +364,13 @@ inline void dense_panels(const Strip &s, const uint8_t *panel, int64_t first_row
 
 // Sums of a panel go out, with bias and residual where they are given; columns past the last are not touched.
 template <int R>
-inline void store(const Strip &s, int64_t first_row, int64_t first_column, const Floats acc[R]) {
+inline void store(const Strip &s, int64_t first_row, int64_t first_column, const __m256 acc[R][2]) {
   for (int half = 0; half < 2; ++half) {
     const int64_t column = first_column + 8 * half;
     const __m256i mask = first_lanes(s.columns - column);
     for (int64_t r = 0; r < R; ++r) {
       const int64_t at = (first_row + r) * s.out_stride + column;
-      __m256 y = acc[r].half[half];
+      __m256 y = acc[r][half];
       if (s.bias) y = _mm256_add_ps(y, _mm256_maskload_ps(s.bias + column, mask));
       if (s.residual) y = _mm256_add_ps(y, _mm256_maskload_ps(s.residual + at, mask));
       _mm256_maskstore_ps(s.out + at, mask, y);
@@ -355,8 +382,8 @@ template <template <PanelKind> class DOT, PanelKind KIND, int R>
 void quantised_rows(const Strip &s) {
   const uint8_t *panel = s.panels;
   for (int64_t column = 0; column < s.columns; column += COLUMNS, panel += s.panel_bytes) {
-    Floats acc[R];
-    for (int r = 0; r < R; ++r) acc[r] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    __m256 acc[R][2];
+    for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
     if constexpr (KIND.arithmetic == Arithmetic::subscaled) subscaled_panel<DOT, KIND, R>(s, panel, acc);
     else grouped_panel<DOT, KIND, R>(s, panel, acc);
     store<R>(s, 0, column, acc);
@@ -369,12 +396,12 @@ void dense_rows(const Strip &s, int64_t first_row) {
   const uint8_t *panel = s.panels;
   int64_t column = 0;
   for (; column + (P - 1) * COLUMNS < s.columns; column += P * COLUMNS, panel += P * s.panel_bytes) {
-    Floats acc[P][R];
+    __m256 acc[P][R][2];
     dense_panels<KIND, R, P>(s, panel, first_row, acc);
     for (int p = 0; p < P; ++p) store<R>(s, first_row, column + p * COLUMNS, acc[p]);
   }
   for (; column < s.columns; column += COLUMNS, panel += s.panel_bytes) {
-    Floats acc[1][R];
+    __m256 acc[1][R][2];
     dense_panels<KIND, R, 1>(s, panel, first_row, acc);
     store<R>(s, first_row, column, acc[0]);
   }
