@@ -30,8 +30,8 @@ bool has_avx_vnni() {
   return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
 // Only the products of bytes differ between these two.
-const Kernels avx_vnni{"avx_vnni", has_avx_vnni, &avx_vnni_matmul, &avx2_rows, &portable_attention};
-const Kernels avx2{"avx2", has_avx2, &avx2_matmul, &avx2_rows, &portable_attention};
+const Kernels avx_vnni{"avx_vnni", has_avx_vnni, &avx_vnni_matmul, &avx2_rows, &avx2_attention};
+const Kernels avx2{"avx2", has_avx2, &avx2_matmul, &avx2_rows, &avx2_attention};
 #endif
 
 const Kernels portable{"portable", everywhere, &portable_matmul, &portable_rows, &portable_attention};
