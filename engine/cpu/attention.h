@@ -71,5 +71,6 @@ struct AttentionKernels {
 
 extern const AttentionKernels portable_attention;
 extern const AttentionKernels avx512_attention;
+extern const AttentionKernels avx2_attention;
 
 }  // namespace puna

@@ -1,6 +1,10 @@
 // The rows, best first, and the choice among them.
 #include "kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -18,13 +22,23 @@ bool has_avx512_vnni() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
 const Kernels avx512{"avx512", has_avx512_vnni, &avx512_matmul, &avx512_rows, &avx512_attention};
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+// Compilers learnt the names of AVX-VNNI late: CPUID leaf 7.1, EAX bit 4.
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+// Only the products of bytes differ between these two.
+const Kernels avx_vnni{"avx_vnni", has_avx_vnni, &avx_vnni_matmul, &avx2_rows, &avx2_attention};
+const Kernels avx2{"avx2", has_avx2, &avx2_matmul, &avx2_rows, &avx2_attention};
 #endif
 
 const Kernels portable{"portable", everywhere, &portable_matmul, &portable_rows, &portable_attention};
 
 const Kernels *const in_order[] = {
 #if defined(__x86_64__)
-    &avx512,
+    &avx512, &avx_vnni, &avx2,
 #endif
     &portable,
 };

@@ -79,8 +79,9 @@ Steps best_steps(int32_t amax_bits, const Error &error) {
   return best;
 }
 
-// Dense activations stay as they are.
-inline void prepare_dense(const float *x, int64_t k, void *acts) {
+// Dense activations stay as they are. Internal, as every function here that instruction sets compile and may not inline: of a weak
+// one the linker would keep one copy for all.
+static inline void prepare_dense(const float *x, int64_t k, void *acts) {
   auto *row = static_cast<float *>(acts);
   std::memcpy(row, x, k * sizeof(float));
   std::memset(row + k, 0, ((k + SUPERBLOCK - 1) / SUPERBLOCK * SUPERBLOCK - k) * sizeof(float));
@@ -110,6 +111,8 @@ struct MatmulKernels {
 
 extern const MatmulKernels portable_matmul;
 extern const MatmulKernels avx512_matmul;
+extern const MatmulKernels avx2_matmul;
+extern const MatmulKernels avx_vnni_matmul;
 
 // One output of a matmul: out = x W^T (+ bias) (+ residual), (rows, panels.rows). `residual` and x may be `out`.
 struct Projection {

@@ -103,7 +103,7 @@ struct Layout {
   int64_t bytes;
 };
 
-constexpr Layout layout(const PanelKind &kind, int64_t group) {
+static constexpr Layout layout(const PanelKind &kind, int64_t group) {
   if (kind.arithmetic == Arithmetic::dense) return {0, 0, 0, SUPERBLOCK * COLUMNS * bytes_of(kind.number)};
   const bool sub = kind.arithmetic == Arithmetic::subscaled;
   const int64_t scales = sub ? 2 * COLUMNS * 2 : 0;
