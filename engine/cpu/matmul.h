@@ -110,6 +110,8 @@ struct MatmulKernels {
 
 extern const MatmulKernels portable_matmul;
 extern const MatmulKernels avx512_matmul;
+extern const MatmulKernels neon_dotprod_matmul;
+extern const MatmulKernels neon_i8mm_matmul;
 
 // One output of a matmul: out = x W^T (+ bias) (+ residual), (rows, panels.rows). `residual` may be `out`.
 struct Projection {
