@@ -6,32 +6,19 @@
 namespace puna::neon {
 namespace {
 
-// R rows of int8 activations, two by two, times C vectors of 4 columns. A row too few is the last one twice.
+// R rows of int8 activations, two by two, times C vectors of 4 columns.
 template <int R, int C>
 struct Pairs {
   static constexpr Form FORM = Form::pairs;
-  static constexpr int UNITS = (R + 1) / 2, WIDTH = 2 * C;
-
-  // Rows of COUNT bytes, with 8 bytes of two rows side by side.
-  template <int COUNT>
-  struct Rows {
-    alignas(64) int8_t two[COUNT / 8][UNITS][16];
-
-    Rows(const int8_t *q, int64_t stride) {
-#pragma GCC unroll 4
-      for (int u = 0; u < UNITS; ++u) {
-        const int8_t *even = q + 2 * u * stride, *odd = 2 * u + 1 < R ? even + stride : even;
-        for (int k = 0; k < COUNT / 16; ++k) {
-          const int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(even + 16 * k)), b = vreinterpretq_s64_s8(vld1q_s8(odd + 16 * k));
-          vst1q_s8(two[2 * k][u], vreinterpretq_s8_s64(vzip1q_s64(a, b)));
-          vst1q_s8(two[2 * k + 1][u], vreinterpretq_s8_s64(vzip2q_s64(a, b)));
-        }
-      }
-    }
-  };
+  static constexpr int UNITS = (R + 1) / 2, WIDTH = 2 * C;  // sums are UNITS x WIDTH
 
   template <int COUNT>
-  static void add(const Rows<COUNT> &rows, int k8, const int8_t (*w)[16], int32x4_t sums[UNITS][WIDTH]) {
+  using Rows = RowPairs<R, COUNT>;
+
+  // Adds the products of 8 k: octet `k8` of the rows, whose vectors of columns begin at w.
+  template <int COUNT>
+  [[gnu::always_inline]] static void add(const Rows<COUNT> &rows, int k8, const int8_t (*w)[16],
+                                         int32x4_t sums[UNITS][WIDTH]) {
     int8x16_t columns[WIDTH];
 #pragma GCC unroll 8
     for (int c = 0; c < WIDTH; ++c) columns[c] = vld1q_s8(w[c]);

@@ -10,8 +10,8 @@
 namespace puna::neon {
 namespace {
 
-// What is multiplied is (code - offset) << shift. Bits that already lie at the top of a byte are signed where they lie, which
-// saves the shift down and the subtraction; the shift goes when the sum becomes a float, which costs nothing.
+// What is multiplied is (code - offset) << shift. Bits that already lie at the top of a byte are signed where they lie,
+// which saves the shift down and the subtraction; the shift goes when the sum becomes a float, which costs nothing.
 constexpr int offset_of(const PanelKind &kind) { return kind.bits == 8 ? 128 : kind.zero; }
 constexpr int shift_of(const PanelKind &kind) {
   if (kind.table != Table::none || kind.zero == 0) return 0;
@@ -172,7 +172,7 @@ inline void read_planes(const uint8_t *p, int c, Planes two[2]) {
 }
 
 template <PanelKind KIND, Half HALF>
-inline void write_octets(const Planes &p, int at, Operands &out) {
+[[gnu::always_inline]] inline void write_octets(const Planes &p, int at, Operands &out) {
   const auto put = [&](int octet, uint8x16_t v) { vst1q_s8(out.bytes[octet][at], vreinterpretq_s8_u8(v)); };
   put(0, operand<KIND, HALF, 0>(p));
   put(1, operand<KIND, HALF, 1>(p));
@@ -182,7 +182,7 @@ inline void write_octets(const Planes &p, int at, Operands &out) {
 
 // The planes of one group at p.
 template <PanelKind KIND, Form FORM>
-inline void unpack(const uint8_t *p, Operands &out) {
+[[gnu::always_inline]] inline void unpack(const uint8_t *p, Operands &out) {
   constexpr bool quads = FORM == Form::quads;
 #pragma GCC unroll 4
   for (int c = 0; c < 4; ++c) {
@@ -203,6 +203,25 @@ inline void unpack(const uint8_t *p, Operands &out) {
     }
   }
 }
+
+// R rows of COUNT bytes of activations, 8 bytes of two rows side by side. A row too few is the last one twice.
+template <int R, int COUNT>
+struct RowPairs {
+  static constexpr int UNITS = (R + 1) / 2;
+  alignas(64) int8_t two[COUNT / 8][UNITS][16];
+
+  RowPairs(const int8_t *q, int64_t stride) {
+#pragma GCC unroll 4
+    for (int u = 0; u < UNITS; ++u) {
+      const int8_t *even = q + 2 * u * stride, *odd = 2 * u + 1 < R ? even + stride : even;
+      for (int k = 0; k < COUNT / 16; ++k) {
+        const int64x2_t a = vreinterpretq_s64_s8(vld1q_s8(even + 16 * k)), b = vreinterpretq_s64_s8(vld1q_s8(odd + 16 * k));
+        vst1q_s8(two[2 * k][u], vreinterpretq_s8_s64(vzip1q_s64(a, b)));
+        vst1q_s8(two[2 * k + 1][u], vreinterpretq_s8_s64(vzip2q_s64(a, b)));
+      }
+    }
+  }
+};
 
 }  // namespace
 }  // namespace puna::neon

@@ -12,28 +12,26 @@ struct Quads {
   static constexpr Form FORM = Form::quads;
   static constexpr int UNITS = R, WIDTH = C;  // sums are UNITS x WIDTH
 
-  // Rows of COUNT bytes, `stride` bytes apart.
   template <int COUNT>
-  struct Rows {
-    const int8_t *first;
-    int64_t stride;
-
-    Rows(const int8_t *q, int64_t stride_) : first(q), stride(stride_) {}
-  };
+  using Rows = RowPairs<R, COUNT>;
 
   // Adds the products of 8 k: octet `k8` of the rows, whose vectors of columns begin at w.
   template <int COUNT>
-  static void add(const Rows<COUNT> &rows, int k8, const int8_t (*w)[16], int32x4_t sums[UNITS][WIDTH]) {
+  [[gnu::always_inline]] static void add(const Rows<COUNT> &rows, int k8, const int8_t (*w)[16],
+                                         int32x4_t sums[UNITS][WIDTH]) {
     int8x16_t low[C], high[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) low[c] = vld1q_s8(w[c]), high[c] = vld1q_s8(w[4 + c]);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const int8x8_t q = vld1_s8(rows.first + r * rows.stride + 8 * k8);
+#pragma GCC unroll 4
+    for (int u = 0; u < Rows<COUNT>::UNITS; ++u) {
+      const int8x16_t q = vld1q_s8(rows.two[k8][u]);
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) {
-        sums[r][c] = vdotq_lane_s32(sums[r][c], low[c], q, 0);
-        sums[r][c] = vdotq_lane_s32(sums[r][c], high[c], q, 1);
+        int32x4_t &even = sums[2 * u][c];
+        even = vdotq_laneq_s32(vdotq_laneq_s32(even, low[c], q, 0), high[c], q, 1);
+        if (2 * u + 1 == R) continue;
+        int32x4_t &odd = sums[2 * u + 1][c];
+        odd = vdotq_laneq_s32(vdotq_laneq_s32(odd, low[c], q, 2), high[c], q, 3);
       }
     }
   }

@@ -37,7 +37,8 @@ inline float32x4_t as_floats(int32x4_t sums) {
 
 // Sums over OCTETS_ octets from `first` on, of columns 4 c.. of the operands.
 template <class Tile, int OCTETS_, class Rows>
-inline void dot(const Rows &rows, int k8, const Operands &w, int first, int c, int32x4_t sums[Tile::UNITS][Tile::WIDTH]) {
+[[gnu::always_inline]] inline void dot(const Rows &rows, int k8, const Operands &w, int first, int c,
+                                       int32x4_t sums[Tile::UNITS][Tile::WIDTH]) {
 #pragma GCC unroll 8
   for (int u = 0; u < Tile::UNITS; ++u)
 #pragma GCC unroll 8
@@ -84,16 +85,9 @@ struct Minima {
     }
   }
 
-  // -(sum of minimum x q) of columns 4 c..
-  float32x4_t dot(const Acts128 &a, int c) const {
-    if constexpr (KIND.sub == 32) return four_of(vcvtq_f32_s32(vmovl_s16(vld1_s16(a.negative_pairs))), 0, c);
-    const float32x4_t low = four_of(vcvtq_f32_s32(vld1q_s32(a.negative_sums)), 0, c);
-    return vaddq_f32(low, four_of(vcvtq_f32_s32(vld1q_s32(a.negative_sums + 4)), 4, c));
-  }
-
- private:
-  float32x4_t four_of(float32x4_t sums, int i, int c) const {
-    const auto m = [&](int j) { return vld1q_f32(of[(i + j) % COUNT] + 4 * c); };
+  // Products with the four sums of q from number `i` on, of columns 4 c..
+  float32x4_t times(float32x4_t sums, int i, int c) const {
+    const auto m = [&](int j) { return vld1q_f32(of[i + j] + 4 * c); };
     float32x4_t total = vmulq_laneq_f32(m(0), sums, 0);
     total = vfmaq_laneq_f32(total, m(1), sums, 1);
     total = vfmaq_laneq_f32(total, m(2), sums, 2);
@@ -101,9 +95,27 @@ struct Minima {
   }
 };
 
+// 128 values of R rows, with -(sum of q) of each 32 or 16 as floats.
+template <PanelKind KIND, int R, class Rows>
+struct HalfRows {
+  Rows rows;
+  float scales[R];
+  float32x4_t negative_sums[R][KIND.sub == 32 ? 1 : 2];
+
+  HalfRows(const uint8_t *acts, int64_t stride) : rows(reinterpret_cast<const Acts128 *>(acts)->q, stride) {
+    for (int r = 0; r < R; ++r) {
+      const Acts128 &a = *reinterpret_cast<const Acts128 *>(acts + r * stride);
+      scales[r] = a.scale;
+      if constexpr (!KIND.mins) continue;
+      if constexpr (KIND.sub == 32) negative_sums[r][0] = vcvtq_f32_s32(vmovl_s16(vld1_s16(a.negative_pairs)));
+      else for (int i = 0; i < 2; ++i) negative_sums[r][i] = vcvtq_f32_s32(vld1q_s32(a.negative_sums + 4 * i));
+    }
+  }
+};
+
 // One half superblock of one panel: 128 values.
 template <PanelKind KIND, int R, template <int, int> class TileOf, class Rows>
-inline void add_half(const Rows &rows, const uint8_t *acts, int64_t stride, const uint8_t *block, int64_t half, Chains<R> &chains) {
+inline void add_half(const HalfRows<KIND, R, Rows> &acts, const uint8_t *block, int64_t half, Chains<R> &chains) {
   constexpr int C = columns_in_flight(R), SUBS = GROUP / KIND.sub;
   using Tile = TileOf<R, C>;
   constexpr Layout at = layout(KIND, 0);
@@ -125,7 +137,7 @@ inline void add_half(const Rows &rows, const uint8_t *acts, int64_t stride, cons
 #pragma GCC unroll 2
       for (int p = 0; p < 4 / C; ++p) {
         int32x4_t part[Tile::UNITS][Tile::WIDTH], scale[Tile::WIDTH];
-        dot<Tile, OCTETS / SUBS>(rows, OCTETS * g, w, OCTETS / SUBS * sub, C * p, part);
+        dot<Tile, OCTETS / SUBS>(acts.rows, OCTETS * g, w, OCTETS / SUBS * sub, C * p, part);
         Tile::spread(bytes.v + C * p, scale);
 #pragma GCC unroll 8
         for (int u = 0; u < Tile::UNITS; ++u)
@@ -139,12 +151,11 @@ inline void add_half(const Rows &rows, const uint8_t *acts, int64_t stride, cons
   const auto each = [&](const auto &less_minima) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const Acts128 &a = *reinterpret_cast<const Acts128 *>(acts + r * stride);
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) {
         const float32x4_t t = vmulq_f32(d[c], as_floats<KIND>(Tile::row(sums[c / C], r, c % C)));
         float *out = chains.sums[r] + 4 * c;
-        vst1q_f32(out, vfmaq_n_f32(vld1q_f32(out), less_minima(t, a, c), a.scale));
+        vst1q_f32(out, vfmaq_n_f32(vld1q_f32(out), less_minima(t, r, c), acts.scales[r]));
       }
     }
   };
@@ -152,9 +163,13 @@ inline void add_half(const Rows &rows, const uint8_t *acts, int64_t stride, cons
     const Minima<KIND> minima(block + at.mins + half * (128 / KIND.sub) * COLUMNS);
     float32x4_t dmin[4];
     for (int c = 0; c < 4; ++c) dmin[c] = four<Number::f16>(block + 2 * COLUMNS + 8 * c);
-    each([&](float32x4_t t, const Acts128 &a, int c) { return vfmaq_f32(t, dmin[c], minima.dot(a, c)); });
+    each([&](float32x4_t t, int r, int c) {
+      float32x4_t negative = minima.times(acts.negative_sums[r][0], 0, c);
+      if constexpr (KIND.sub == 16) negative = vaddq_f32(negative, minima.times(acts.negative_sums[r][1], 4, c));
+      return vfmaq_f32(t, dmin[c], negative);
+    });
   } else {
-    each([](float32x4_t t, const Acts128 &, int) { return t; });
+    each([](float32x4_t t, int, int) { return t; });
   }
 }
 
@@ -202,9 +217,9 @@ inline void add_superblock(const Strip &s, const uint8_t *panel, int64_t count, 
     constexpr Layout at = layout(KIND, 0);
     for (int64_t half = 0; half < 2; ++half) {
       const uint8_t *acts = s.acts + (2 * b + half) * sizeof(Acts128);
-      const typename Tile::template Rows<128> rows(reinterpret_cast<const Acts128 *>(acts)->q, s.acts_stride);
+      const HalfRows<KIND, R, typename Tile::template Rows<128>> rows(acts, s.acts_stride);
       for (int64_t p = 0; p < count; ++p) {
-        add_half<KIND, R, TileOf>(rows, acts, s.acts_stride, panel + p * s.panel_bytes + b * at.bytes, half, chains[p]);
+        add_half<KIND, R, TileOf>(rows, panel + p * s.panel_bytes + b * at.bytes, half, chains[p]);
       }
     }
   } else {
@@ -264,7 +279,9 @@ inline void add_dense(const Strip &s, const uint8_t *panel, int from, Chains<R> 
   for (int64_t k = 0; k < s.superblocks * SUPERBLOCK; ++k) {
     float32x4_t w[V];
 #pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) w[v] = four<KIND.number>(panel + (from + v) / 4 * s.panel_bytes + (4 * k + (from + v) % 4) * width);
+    for (int v = 0; v < V; ++v) {
+      w[v] = four<KIND.number>(panel + (from + v) / 4 * s.panel_bytes + (4 * k + (from + v) % 4) * width);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const float x = reinterpret_cast<const float *>(s.acts + r * s.acts_stride)[k];

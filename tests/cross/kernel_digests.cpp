@@ -1,5 +1,6 @@
 // A program: runs every kernel of one row on pseudo-random inputs and prints a digest for each case. Equal rows print the
 // same. A NaN counts as a NaN, whatever its sign and payload: in those the instruction sets of x86 and ARM differ.
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -8,6 +9,7 @@
 #include <cstring>
 #include <limits>
 
+#include "attention.h"
 #include "matmul.h"
 #include "rows.h"
 
@@ -19,13 +21,14 @@ struct Row {
   const char *name;
   const MatmulKernels *matmul;
   const RowKernels *rows;
+  const AttentionKernels *attention;
 };
 constexpr Row ROWS[] = {
 #if defined(__aarch64__)
-    {"neon_dotprod", &neon_dotprod_matmul, &neon_rows},
-    {"neon_i8mm", &neon_i8mm_matmul, &neon_rows},
+    {"neon_dotprod", &neon_dotprod_matmul, &neon_rows, &neon_attention},
+    {"neon_i8mm", &neon_i8mm_matmul, &neon_rows, &neon_attention},
 #else
-    {"portable", &portable_matmul, &portable_rows},
+    {"portable", &portable_matmul, &portable_rows, &portable_attention},
 #endif
 };
 
@@ -87,7 +90,8 @@ class Array {
 // A number of a panel; `awkward` ones may be infinite, no number, or denormal.
 void write_number(Random &random, Number number, uint8_t *at, bool awkward) {
   const uint32_t bits = std::bit_cast<uint32_t>(random.within(0.01f));
-  const uint16_t half = static_cast<uint16_t>(awkward ? random.bits() : number == Number::f16 ? (random.bits() & 0x9FFF) : bits >> 16);
+  const uint32_t any = random.bits(), small = number == Number::f16 ? any & 0x9FFF : bits >> 16;
+  const uint16_t half = static_cast<uint16_t>(awkward ? any : small);
   if (number == Number::f32) {
     const float value = awkward ? random.extreme() : std::bit_cast<float>(bits);
     std::memcpy(at, &value, 4);
@@ -189,6 +193,87 @@ void exponential_of(const Row &row) {
   std::printf("exponential %016llx\n", static_cast<unsigned long long>(digest.value()));
 }
 
+// Partials of n queries.
+struct Sums {
+  Array<float> maxima, sums, out;
+
+  Sums(int64_t n, int64_t head_dim) : maxima(n), sums(n), out(n * head_dim) {}
+  Partial partial() { return {maxima.at(0), sums.at(0), out.at(0)}; }
+  void add_to(Digest &digest) {
+    for (int64_t i = 0; i < maxima.size; ++i) maxima[i] += 0.0f;  // of two zeros either may be the higher
+    digest.add(maxima.at(0), maxima.size);
+    digest.add(sums.at(0), sums.size);
+    digest.add(out.at(0), out.size);
+  }
+};
+
+// A partition's pages as `write` makes them, `tokens` of it; what was not written is no number.
+struct Pages {
+  static constexpr int64_t COUNT = PARTITION / PAGE;
+  Array<uint8_t> keys, values;
+  const int64_t bytes;
+  const void *key_pages[COUNT], *value_pages[COUNT];
+
+  Pages(const Row &row, Random &random, KV format, int64_t head_dim, int64_t tokens, bool awkward)
+      : keys(PARTITION * head_dim * 4), values(PARTITION * head_dim * 4),
+        bytes(PAGE * head_dim * (format == KV::f32 ? 4 : 2)) {
+    std::memset(keys.at(0), 0xFF, keys.size);
+    std::memset(values.at(0), 0xFF, values.size);
+    for (int64_t i = 0; i < COUNT; ++i) key_pages[i] = keys.at(i * bytes), value_pages[i] = values.at(i * bytes);
+    const int64_t stride = head_dim + 3;
+    Array<float> k(PAGE * head_dim), v(PAGE * stride);
+    for (int64_t token = 0; token < tokens;) {
+      const int64_t slot = token % PAGE, most = std::min(PAGE - slot, tokens - token), count = 1 + random.below(most);
+      for (int64_t i = 0; i < k.size; ++i) k[i] = awkward ? random.extreme() : random.within(2.0f);
+      for (int64_t i = 0; i < v.size; ++i) v[i] = awkward ? random.extreme() : random.within(2.0f);
+      row.attention->write(k.at(0), v.at(0), stride, count, head_dim, slot, format, keys.at(token / PAGE * bytes),
+                           values.at(token / PAGE * bytes));
+      token += count;
+    }
+  }
+};
+
+struct Shape {
+  int64_t head_dim, group, rows, tokens, window;  // no window: 0
+};
+constexpr Shape SHAPES[] = {{64, 1, 1, 256, 0},  {64, 4, 1, 77, 0},    {64, 4, 16, 256, 0}, {128, 3, 5, 133, 40},
+                            {80, 7, 3, 256, 33}, {128, 8, 8, 100, 16}, {96, 2, 31, 31, 0},  {18, 5, 2, 65, 1}};
+
+void attention_of(const Row &row, const Shape &shape, KV format, bool awkward) {
+  const auto [head_dim, group, rows, tokens, window] = shape;
+  Random random(tokens * 8 + static_cast<int>(format) * 2 + awkward);
+  Pages pages(row, random, format, head_dim, tokens, awkward);
+  Digest written, partition, merged;
+  written.add(pages.keys.at(0), pages.keys.size);
+  written.add(pages.values.at(0), pages.values.size);
+  const int64_t n = rows * group;
+  Array<float> queries(n * head_dim), scratch(attention_scratch(n, head_dim));
+  Array<int32_t> first(rows), last(rows);
+  for (int64_t i = 0; i < queries.size; ++i) queries[i] = random.within(0.5f);
+  for (int64_t r = 0; r < rows; ++r) {
+    last[r] = static_cast<int32_t>(tokens - rows + r + 1);
+    first[r] = window && last[r] > window ? last[r] - static_cast<int32_t>(window) : 0;
+  }
+  for (int64_t i = 0; i < first[0] / PAGE; ++i) pages.key_pages[i] = pages.value_pages[i] = nullptr;
+  for (int64_t i = (tokens + PAGE - 1) / PAGE; i < Pages::COUNT; ++i) pages.key_pages[i] = pages.value_pages[i] = nullptr;
+  Sums sums(n, head_dim), total(n, head_dim);
+  row.attention->partition(AttentionTile{.rows = rows, .group = group, .head_dim = head_dim, .queries = queries.at(0),
+                                         .first = first.at(0), .last = last.at(0), .format = format, .keys = pages.key_pages,
+                                         .values = pages.value_pages, .next = nullptr, .scratch = scratch.at(0)},
+                           sums.partial());
+  sums.add_to(partition);
+  for (int64_t i = 0; i < n; ++i) total.maxima[i] = random.within(20.0f), total.sums[i] = 1 + random.within(0.5f);
+  for (int64_t i = 0; i < n * head_dim; ++i) total.out[i] = random.within(9.0f);
+  row.attention->merge(n, head_dim, sums.partial(), total.partial());
+  total.add_to(merged);
+  const auto print = [&](const char *what, const Digest &digest) {
+    std::printf("%s format %d Dh %lld group %lld rows %lld awkward %d %016llx\n", what, static_cast<int>(format),
+                static_cast<long long>(head_dim), static_cast<long long>(group), static_cast<long long>(rows), awkward,
+                static_cast<unsigned long long>(digest.value()));
+  };
+  print("write", written), print("partition", partition), print("merge", merged);
+}
+
 }  // namespace
 
 int main(int count, char **words) {
@@ -197,6 +282,9 @@ int main(int count, char **words) {
     for (size_t kind = 0; kind < KIND_COUNT; ++kind) strips_of(row, kind);
     for (const int64_t n : {1, 15, 16, 17, 40, 257, 2048}) rows_of(row, n);
     exponential_of(row);
+    for (const Shape &shape : SHAPES)
+      for (const KV format : {KV::f32, KV::f16, KV::bf16})
+        for (const bool awkward : {false, true}) attention_of(row, shape, format, awkward);
     return 0;
   }
   std::fprintf(stderr, "give the name of a row of kernels\n");

@@ -19,7 +19,7 @@ LINUX, MACOS = "aarch64-linux-musl", "aarch64-macos"
 APPLE_M4 = "max,sve=off,sme512=on"
 
 STANDARD = (
-    *("-std=c++20", "-O2", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-exceptions", "-fno-threadsafe-statics"),
+    *("-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-exceptions", "-fno-threadsafe-statics"),
     f"-I{CPU}",
 )
 
