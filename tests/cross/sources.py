@@ -1,4 +1,4 @@
-"""The engine's C++ as the cross compiler takes it: which files a CPU has, with which features, and what they include."""
+"""The engine's C++ as the cross compiler takes it: which files AArch64 has, with which features and headers."""
 
 import re
 import subprocess
@@ -23,8 +23,8 @@ def of_aarch64() -> list[Path]:
 
 def with_formats(folder: Path) -> str:
     """The option that finds formats.h, which this writes into `folder`."""
-    header = subprocess.run([sys.executable, "-m", "quant.header"], cwd=ROOT, capture_output=True, text=True, check=True)
-    (folder / "formats.h").write_text(header.stdout)
+    command = [sys.executable, "-m", "quant.header"]
+    (folder / "formats.h").write_bytes(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
     return f"-I{folder}"
 
 

@@ -19,8 +19,8 @@ LINUX, MACOS = "aarch64-linux-musl", "aarch64-macos"
 APPLE_M4 = "max,sve=off,sme512=on"
 
 STANDARD = (
-    *("-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-ffp-contract=off", "-fno-exceptions", "-fno-threadsafe-statics"),
-    f"-I{CPU}",
+    *("-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", f"-I{CPU}"),
+    *("-ffp-contract=off", "-fno-exceptions", "-fno-threadsafe-statics"),
 )
 
 
