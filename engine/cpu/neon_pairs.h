@@ -10,6 +10,7 @@ namespace {
 template <int R, int C>
 struct Pairs {
   static constexpr Form FORM = Form::pairs;
+  static constexpr int ROWS = 2;  // of a sum
   static constexpr int UNITS = (R + 1) / 2, WIDTH = 2 * C;  // sums are UNITS x WIDTH
 
   template <int COUNT>

@@ -10,6 +10,7 @@ namespace {
 template <int R, int C>
 struct Quads {
   static constexpr Form FORM = Form::quads;
+  static constexpr int ROWS = 1;  // of a sum
   static constexpr int UNITS = R, WIDTH = C;  // sums are UNITS x WIDTH
 
   template <int COUNT>

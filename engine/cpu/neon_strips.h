@@ -1,6 +1,8 @@
 // NEON: up to 8 rows of activations along a few panels, one template for each arithmetic. `Tile` is Quads or Pairs.
 #pragma once
 
+#include <type_traits>
+
 #include "matmul.h"
 #include "neon_lanes.h"
 #include "neon_planes.h"
@@ -173,45 +175,100 @@ inline void add_half(const HalfRows<KIND, R, Rows> &acts, const uint8_t *block, 
   }
 }
 
+// The chains of a panel whose every group is added to them, in the order of a tile's sums.
+template <int R, template <int, int> class TileOf>
+struct TileChains {
+  static constexpr int C = columns_in_flight(R), PASSES = 4 / C;
+  using Tile = TileOf<R, C>;
+  alignas(64) float sums[PASSES][Tile::UNITS][Tile::WIDTH][4];
+
+  Chains<R> in_rows() const {
+    Chains<R> rows;
+    for (int p = 0; p < PASSES; ++p) {
+      int32x4_t bits[Tile::UNITS][Tile::WIDTH];
+      for (int u = 0; u < Tile::UNITS; ++u)
+        for (int i = 0; i < Tile::WIDTH; ++i) bits[u][i] = vreinterpretq_s32_f32(vld1q_f32(sums[p][u][i]));
+      for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) vst1q_f32(rows.sums[r] + 4 * (C * p + c), vreinterpretq_f32_s32(Tile::row(bits, r, c)));
+    }
+    return rows;
+  }
+};
+
+// 256 values of R rows, with the numbers of each 32 in the lanes that hold the sums of their row.
+template <PanelKind KIND, int R, class Tile>
+struct SuperblockRows {
+  typename Tile::template Rows<SUPERBLOCK> rows;
+  alignas(64) float scales[GROUPS][Tile::UNITS][4], sums[GROUPS][Tile::UNITS][4];
+  int32_t negative_sums[GROUPS][Tile::UNITS][4];
+
+  SuperblockRows(const uint8_t *acts, int64_t stride) : rows(reinterpret_cast<const Acts32 *>(acts)->q, stride) {
+    for (int u = 0; u < Tile::UNITS; ++u) {
+      const int last = Tile::ROWS * u + Tile::ROWS - 1;
+      const auto &a = *reinterpret_cast<const Acts32 *>(acts + Tile::ROWS * u * stride);
+      const auto &b = *reinterpret_cast<const Acts32 *>(acts + (last < R ? last : R - 1) * stride);
+      for (int g = 0; g < GROUPS; ++g) {
+        vst1q_f32(scales[g][u], vcombine_f32(vdup_n_f32(a.scales[g]), vdup_n_f32(b.scales[g])));
+        if constexpr (KIND.mins) vst1q_f32(sums[g][u], vcombine_f32(vdup_n_f32(a.sums[g]), vdup_n_f32(b.sums[g])));
+        if constexpr (offset_of(KIND) != KIND.zero) {
+          vst1q_s32(negative_sums[g][u], vcombine_s32(vdup_n_s32(a.negative_sums[g]), vdup_n_s32(b.negative_sums[g])));
+        }
+      }
+    }
+  }
+};
+
+// Numbers of columns as a tile's sums hold them.
+template <class Tile, Number NUMBER, int C>
+inline void spread_numbers(const uint8_t *p, float32x4_t out[Tile::WIDTH]) {
+  int32x4_t bits[C], wide[Tile::WIDTH];
+#pragma GCC unroll 4
+  for (int c = 0; c < C; ++c) bits[c] = vreinterpretq_s32_f32(four<NUMBER>(p + 4 * c * bytes_of(NUMBER)));
+  Tile::spread(bits, wide);
+#pragma GCC unroll 8
+  for (int i = 0; i < Tile::WIDTH; ++i) out[i] = vreinterpretq_f32_s32(wide[i]);
+}
+
 // One group of 32 values of one panel whose groups have scales, and perhaps biases, of their own.
-template <PanelKind KIND, int R, template <int, int> class TileOf, class Rows>
-inline void add_group(const Rows &rows, const uint8_t *acts, int64_t stride, const uint8_t *codes, const uint8_t *scales,
-                      const uint8_t *biases, int g, Chains<R> &chains) {
+template <PanelKind KIND, int R, template <int, int> class TileOf, class Acts>
+inline void add_group(const Acts &acts, const uint8_t *codes, const uint8_t *scales, const uint8_t *biases, int g,
+                      TileChains<R, TileOf> &chains) {
   constexpr int C = columns_in_flight(R);
-  constexpr int64_t width = 4 * bytes_of(KIND.number);
+  constexpr int64_t width = 4 * C * bytes_of(KIND.number);
   using Tile = TileOf<R, C>;
   Operands w;
   unpack<KIND, Tile::FORM>(codes, w);
 #pragma GCC unroll 2
   for (int p = 0; p < 4 / C; ++p) {
     int32x4_t sums[Tile::UNITS][Tile::WIDTH];
-    dot<Tile, OCTETS>(rows, OCTETS * g, w, 0, C * p, sums);
-    float32x4_t scale[C], bias[C];
-    for (int c = 0; c < C; ++c) {
-      scale[c] = four<KIND.number>(scales + (C * p + c) * width);
-      if constexpr (KIND.mins) bias[c] = four<KIND.number>(biases + (C * p + c) * width);
-    }
+    dot<Tile, OCTETS>(acts.rows, OCTETS * g, w, 0, C * p, sums);
+    float32x4_t scale[Tile::WIDTH], bias[Tile::WIDTH];
+    spread_numbers<Tile, KIND.number, C>(scales + p * width, scale);
+    if constexpr (KIND.mins) spread_numbers<Tile, KIND.number, C>(biases + p * width, bias);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Acts32 &a = *reinterpret_cast<const Acts32 *>(acts + r * stride);
-#pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) {
-        int32x4_t sum = Tile::row(sums, r, c);
+    for (int u = 0; u < Tile::UNITS; ++u) {
+      const float32x4_t row_scale = vld1q_f32(acts.scales[g][u]);
+#pragma GCC unroll 8
+      for (int i = 0; i < Tile::WIDTH; ++i) {
+        int32x4_t sum = sums[u][i];
         if constexpr (offset_of(KIND) != KIND.zero) {
-          sum = vaddq_s32(sum, vdupq_n_s32((KIND.zero - offset_of(KIND)) * a.negative_sums[g]));
+          sum = vmlaq_n_s32(sum, vld1q_s32(acts.negative_sums[g][u]), KIND.zero - offset_of(KIND));
         }
-        float *out = chains.sums[r] + 4 * (C * p + c);
-        float32x4_t y = vfmaq_f32(vld1q_f32(out), as_floats<KIND>(sum), vmulq_n_f32(scale[c], a.scales[g]));
-        if constexpr (KIND.mins) y = vfmaq_n_f32(y, bias[c], a.sums[g]);
+        float *out = chains.sums[p][u][i];
+        float32x4_t y = vfmaq_f32(vld1q_f32(out), as_floats<KIND>(sum), vmulq_f32(scale[i], row_scale));
+        if constexpr (KIND.mins) y = vfmaq_f32(y, bias[i], vld1q_f32(acts.sums[g][u]));
         vst1q_f32(out, y);
       }
     }
   }
 }
 
+template <PanelKind KIND, int R, template <int, int> class TileOf>
+using ChainsOf = std::conditional_t<KIND.arithmetic == Arithmetic::subscaled, Chains<R>, TileChains<R, TileOf>>;
+
 // Adds 256 values of `count` panels to their chains.
 template <PanelKind KIND, int R, template <int, int> class TileOf>
-inline void add_superblock(const Strip &s, const uint8_t *panel, int64_t count, int64_t b, Chains<R> *chains) {
+inline void add_superblock(const Strip &s, const uint8_t *panel, int64_t count, int64_t b, ChainsOf<KIND, R, TileOf> *chains) {
   using Tile = TileOf<R, columns_in_flight(R)>;
   if constexpr (KIND.arithmetic == Arithmetic::subscaled) {
     constexpr Layout at = layout(KIND, 0);
@@ -225,14 +282,13 @@ inline void add_superblock(const Strip &s, const uint8_t *panel, int64_t count, 
   } else {
     constexpr int64_t width = COLUMNS * bytes_of(KIND.number);
     const Layout at = layout(KIND, s.group);
-    const uint8_t *acts = s.acts + b * sizeof(Acts32);
-    const typename Tile::template Rows<SUPERBLOCK> rows(reinterpret_cast<const Acts32 *>(acts)->q, s.acts_stride);
+    const SuperblockRows<KIND, R, Tile> rows(s.acts + b * sizeof(Acts32), s.acts_stride);
     for (int64_t p = 0; p < count; ++p) {
       const uint8_t *block = panel + p * s.panel_bytes + b * at.bytes;
       for (int g = 0; g < GROUPS; ++g) {
         const int64_t scale = GROUP * g / s.group * width;
-        add_group<KIND, R, TileOf>(rows, acts, s.acts_stride, block + at.codes + g * REGISTER * KIND.bits,
-                                   block + at.scales + scale, block + at.mins + scale, g, chains[p]);
+        add_group<KIND, R, TileOf>(rows, block + at.codes + g * REGISTER * KIND.bits, block + at.scales + scale,
+                                   block + at.mins + scale, g, chains[p]);
       }
     }
   }
@@ -259,11 +315,14 @@ void quantised_rows(const Strip &s) {
   const int64_t panels = (s.columns + COLUMNS - 1) / COLUMNS;
   for (int64_t first = 0; first < panels; first += PANELS_AT_ONCE) {
     const int64_t count = panels - first < PANELS_AT_ONCE ? panels - first : PANELS_AT_ONCE;
-    Chains<R> chains[PANELS_AT_ONCE] = {};
+    ChainsOf<KIND, R, TileOf> chains[PANELS_AT_ONCE] = {};
     for (int64_t b = 0; b < s.superblocks; ++b) {
       add_superblock<KIND, R, TileOf>(s, s.panels + first * s.panel_bytes, count, b, chains);
     }
-    for (int64_t p = 0; p < count; ++p) store<R>(s, (first + p) * COLUMNS, chains[p]);
+    for (int64_t p = 0; p < count; ++p) {
+      if constexpr (KIND.arithmetic == Arithmetic::subscaled) store<R>(s, (first + p) * COLUMNS, chains[p]);
+      else store<R>(s, (first + p) * COLUMNS, chains[p].in_rows());
+    }
   }
 }
 
