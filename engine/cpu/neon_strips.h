@@ -268,7 +268,8 @@ using ChainsOf = std::conditional_t<KIND.arithmetic == Arithmetic::subscaled, Ch
 
 // Adds 256 values of `count` panels to their chains.
 template <PanelKind KIND, int R, template <int, int> class TileOf>
-inline void add_superblock(const Strip &s, const uint8_t *panel, int64_t count, int64_t b, ChainsOf<KIND, R, TileOf> *chains) {
+inline void add_superblock(const Strip &s, const uint8_t *panel, int64_t count, int64_t b,
+                           ChainsOf<KIND, R, TileOf> *chains) {
   using Tile = TileOf<R, columns_in_flight(R)>;
   if constexpr (KIND.arithmetic == Arithmetic::subscaled) {
     constexpr Layout at = layout(KIND, 0);
