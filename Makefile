@@ -28,6 +28,7 @@ $(VENV)/.built: $(NATIVE) | $(VENV)/.tools
 $(VENV)/.testable: pyproject.toml $(VENV)/.built
 	$(BIN)/pip install --quiet --no-build-isolation --editable '.[test]'
 	@if command -v npm > /dev/null; then npm install --silent --no-package-lock --prefix tests/server/node; fi
+	@if command -v apt-get > /dev/null; then tests/cross/install.sh || echo "no emulator: tests of kernels of other CPUs are skipped"; fi
 	@touch $@
 
 $(VENV)/.tools: pyproject.toml

@@ -72,5 +72,6 @@ struct AttentionKernels {
 extern const AttentionKernels portable_attention;
 extern const AttentionKernels avx512_attention;
 extern const AttentionKernels avx2_attention;
+extern const AttentionKernels neon_attention;
 
 }  // namespace puna

@@ -10,6 +10,13 @@
 #include <string>
 #include <string_view>
 
+#if defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace puna {
 namespace {
 
@@ -34,11 +41,32 @@ const Kernels avx_vnni{"avx_vnni", has_avx_vnni, &avx_vnni_matmul, &avx2_rows, &
 const Kernels avx2{"avx2", has_avx2, &avx2_matmul, &avx2_rows, &avx2_attention};
 #endif
 
+#if defined(__aarch64__)
+#if defined(__APPLE__)
+bool has_feature(const char *name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+bool has_dotprod() { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+bool has_i8mm() { return has_dotprod() && has_feature("hw.optional.arm.FEAT_I8MM"); }
+#else
+bool has_dotprod() { return getauxval(AT_HWCAP) & HWCAP_ASIMDDP; }
+bool has_i8mm() { return has_dotprod() && getauxval(AT_HWCAP2) & HWCAP2_I8MM; }
+#endif
+const Kernels neon_dotprod{"neon_dotprod", has_dotprod, &neon_dotprod_matmul, &neon_rows, &neon_attention};
+const Kernels neon_i8mm{"neon_i8mm", has_i8mm, &neon_i8mm_matmul, &neon_rows, &neon_attention};
+#endif
+
 const Kernels portable{"portable", everywhere, &portable_matmul, &portable_rows, &portable_attention};
 
 const Kernels *const in_order[] = {
 #if defined(__x86_64__)
     &avx512, &avx_vnni, &avx2,
+#endif
+#if defined(__aarch64__)
+    &neon_i8mm,
+    &neon_dotprod,
 #endif
     &portable,
 };

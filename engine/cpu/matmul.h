@@ -113,6 +113,8 @@ extern const MatmulKernels portable_matmul;
 extern const MatmulKernels avx512_matmul;
 extern const MatmulKernels avx2_matmul;
 extern const MatmulKernels avx_vnni_matmul;
+extern const MatmulKernels neon_dotprod_matmul;
+extern const MatmulKernels neon_i8mm_matmul;
 
 // One output of a matmul: out = x W^T (+ bias) (+ residual), (rows, panels.rows). `residual` and x may be `out`.
 struct Projection {

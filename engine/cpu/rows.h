@@ -15,5 +15,6 @@ struct RowKernels {
 extern const RowKernels portable_rows;
 extern const RowKernels avx512_rows;
 extern const RowKernels avx2_rows;
+extern const RowKernels neon_rows;
 
 }  // namespace puna
