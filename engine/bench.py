@@ -170,29 +170,46 @@ class Passes:
         mx.eval(self._brought.model.forward(self._brought.ops_of(Batch.of(spans))))
 
 
+class Measuring:
+    """A model at hand, and what there is to measure of it; whoever holds this decides when each sample is taken."""
+
+    def __init__(self, asked: Asked) -> None:
+        with open_checkpoint(Path(asked.spec.path)) as checkpoint:
+            config = config_of(checkpoint)
+            self._brought, self.sizes = _brought(asked, config, checkpoint)
+            self._weights = _weights(self._brought, find(config, checkpoint))
+        self.probe = Probe(self._brought.device, asked.spec.threads)
+        passes = Passes(self._brought, self.sizes)
+        passes.begin()
+        self.tests = list(_tests(self._brought, self._weights, passes, self.sizes, asked))
+
+    def sample(self, test: Test) -> None:
+        test.reads += self.probe.read()
+        began = time.perf_counter()
+        test.run()
+        test.seconds.append(time.perf_counter() - began)
+        test.reads += self.probe.read()
+
+    def report(self) -> Report:
+        return Report(
+            model=self._brought.config.name,
+            weight_bytes=self._weights.nbytes,
+            device=self._brought.device,
+            kernels=self.probe.kernels,
+            threads=self.probe.threads,
+            machine=self.probe.machine(),
+            lines=tuple(_line(test, self.probe) for test in self.tests if test.seconds),
+        )
+
+
 def measured(asked: Asked) -> Report:
-    with open_checkpoint(Path(asked.spec.path)) as checkpoint:
-        config = config_of(checkpoint)
-        brought, sizes = _brought(asked, config, checkpoint)
-        weights = _weights(brought, find(config, checkpoint))
-    probe = Probe(brought.device, asked.spec.threads)
-    passes = Passes(brought, sizes)
-    passes.begin()
-    tests = list(_tests(brought, weights, passes, sizes, asked))
+    measuring = Measuring(asked)
     for sample in range(asked.repeat):
-        probe.peaks()
-        for test in tests:
+        measuring.probe.peaks()
+        for test in measuring.tests:
             if sample < test.times:
-                _sample(test, probe)
-    return Report(
-        model=config.name,
-        weight_bytes=weights.nbytes,
-        device=brought.device,
-        kernels=probe.kernels,
-        threads=probe.threads,
-        machine=probe.machine(),
-        lines=tuple(_line(test, probe) for test in tests),
-    )
+                measuring.sample(test)
+    return measuring.report()
 
 
 def pages(tokens: int) -> int:
@@ -221,26 +238,21 @@ def _weights(brought: Brought, found: Found) -> Weights:
         kind = found[place].format
         return Stored(matrix.rows, matrix.cols, matrix.nbytes, isinstance(kind, Format) and kind.dense)
 
-    def attention(i: int) -> list[Stored]:
-        linears = (*model.layers[i].qkv, model.layers[i].out)
-        return [stored((i, name), w.matrix) for name, w in zip(("q", "k", "v", "out"), linears, strict=True)]
+    def layer(i: int) -> list[Stored]:
+        of = model.layers[i]
+        linears = (*of.qkv, of.out, of.mlp.gate, of.mlp.up, of.mlp.down)
+        return [stored((i, name), w.matrix) for name, w in zip(_NAMES, linears, strict=True)]
 
-    def mlp(i: int) -> list[Stored]:
-        parts = model.layers[i].mlp
-        return [
-            stored((i, "gate"), parts.gate.matrix),
-            stored((i, "up"), parts.up.matrix),
-            stored((i, "down"), parts.down.matrix),
-        ]
-
-    last = brought.config.layers - 1
+    q, k, v, *rest = layer(brought.config.layers - 1)
     return Weights(
         embedding=stored("embedding", model.embedding),
-        layers=[*(w for i in range(last) for w in (*attention(i), *mlp(i))), *attention(last)],
-        last_mlp=mlp(last),
-        head=stored("embedding" if brought.config.tied else "head", model.head.matrix),
+        every_row=[*(w for i in range(brought.config.layers - 1) for w in layer(i)), k, v],
+        wanted_rows=[q, *rest, stored("embedding" if brought.config.tied else "head", model.head.matrix)],
         tied=brought.config.tied,
     )
+
+
+_NAMES = ("q", "k", "v", "out", "gate", "up", "down")
 
 
 def _tests(brought: Brought, weights: Weights, passes: Passes, sizes: Sizes, asked: Asked) -> Iterator[Test]:
@@ -263,14 +275,6 @@ def _tests(brought: Brought, weights: Weights, passes: Passes, sizes: Sizes, ask
         yield decode(f"decode x{count}", sizes.before, count, partial(passes.decode, count))
     yield prefill(sizes.long, max(1, asked.repeat // LONG_LESS))
     yield decode(f"decode at {sizes.long}", sizes.long, 1, passes.decode_long)
-
-
-def _sample(test: Test, probe: Probe) -> None:
-    test.reads += probe.read()
-    began = time.perf_counter()
-    test.run()
-    test.seconds.append(time.perf_counter() - began)
-    test.reads += probe.read()
 
 
 def _line(test: Test, probe: Probe) -> Line:

@@ -22,15 +22,14 @@ class Weights:
     """The matrices of a model, by which rows of a pass they multiply."""
 
     embedding: Stored
-    layers: Sequence[Stored]  # for every row: all layers' but the last one's MLP
-    last_mlp: Sequence[Stored]  # for rows whose logits are wanted: of the others the last layer leaves keys and values
-    head: Stored
+    every_row: Sequence[Stored]  # all layers but the last, and the last one's keys and values
+    wanted_rows: Sequence[Stored]  # the rest of the last layer, and the head: only for rows whose logits are wanted
     tied: bool  # embedding and head are one matrix in memory
 
     @property
     def nbytes(self) -> int:
         """What one token reads: all of them once. An embedding that is not the head gives one row, counted apart."""
-        return sum(w.nbytes for w in (*self.layers, *self.last_mlp, self.head))
+        return sum(w.nbytes for w in (*self.every_row, *self.wanted_rows))
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,11 @@ def decode_work(config: ModelConfig, weights: Weights, kv_bytes: int, contexts: 
     """
     rows = len(contexts)
     seen = sum(_within(config, context) for context in contexts)
-    matrices = (*weights.layers, *weights.last_mlp, weights.head)
+    matrices = (*weights.every_row, *weights.wanted_rows)
     return Work(
         nbytes=weights.nbytes + _embedding_bytes(weights, rows) + kv_bytes * seen,
         int8=rows * _products(matrices, dense=False),
-        fp32=rows * _products(matrices, dense=True) + _attention(config, seen),
+        fp32=rows * _products(matrices, dense=True) + _attention(config, config.layers * seen),
     )
 
 
@@ -85,11 +84,13 @@ def prefill_work(config: ModelConfig, weights: Weights, tokens: int) -> Work:
     Weights count once and the KV cache not at all: passes can be cut so that both are read from the processor's caches.
     """
     seen = sum(_within(config, position + 1) for position in range(tokens))
-    last = (*weights.last_mlp, weights.head)
+    of_layers = (config.layers - 1) * seen + _within(config, tokens)
     return Work(
         nbytes=weights.nbytes + _embedding_bytes(weights, tokens),
-        int8=tokens * _products(weights.layers, dense=False) + _products(last, dense=False),
-        fp32=tokens * _products(weights.layers, dense=True) + _products(last, dense=True) + _attention(config, seen),
+        int8=tokens * _products(weights.every_row, dense=False) + _products(weights.wanted_rows, dense=False),
+        fp32=tokens * _products(weights.every_row, dense=True)
+        + _products(weights.wanted_rows, dense=True)
+        + _attention(config, of_layers),
     )
 
 
@@ -107,5 +108,5 @@ def _products(matrices: Sequence[Stored], *, dense: bool) -> int:
 
 
 def _attention(config: ModelConfig, seen: int) -> int:
-    """Each head multiplies its query with a key, and its weight with a value, for each token that is seen."""
-    return 4 * config.layers * config.attention.heads * config.attention.head_dim * seen
+    """Each head multiplies its query with a key, and its weight with a value, for each token that a layer sees."""
+    return 4 * config.attention.heads * config.attention.head_dim * seen

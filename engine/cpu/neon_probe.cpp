@@ -12,6 +12,6 @@ int64_t int8(int64_t rounds) {
 
 }  // namespace
 
-const Probe neon_probe{"neon", int8, neon::fp32};
+const Probe neon_probe{"neon_dotprod", int8, neon::fp32};
 
 }  // namespace puna
