@@ -41,7 +41,7 @@ def main(load: Callable[[EngineSpec], Loaded]) -> None:
         except Exception as error:
             if not isinstance(error, PunaError):
                 traceback.print_exc()
-            link.sendall(frame(_fault(error)))
+            link.sendall(frame(fault_of(error)))
 
 
 def _serve(link: socket.socket, load: Callable[[EngineSpec], Loaded]) -> None:
@@ -113,7 +113,7 @@ def _ready(loaded: Loaded, seconds: float) -> Ready:
     return Ready(engine.limits.context, engine.pool.pages, PAGE, loaded.device, seconds)
 
 
-def _fault(error: Exception) -> Fault:
+def fault_of(error: Exception) -> Fault:
     if isinstance(error, ModelFileError):
         return Fault(type(error).__name__, error.fault, str(error.path))
     if isinstance(error, NotEnoughMemory):

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,8 @@ from models.llama import Llama
 from models.ops import Ops
 from quant.checkpoint import Checkpoint
 from quant.errors import EngineError
+from quant.gguf_file import GGUFFile
+from quant.mlx_folder import MLXFolder
 from quant.open import open_checkpoint
 
 Side = tuple[Llama, Callable[[Batch], Ops]]
@@ -28,15 +31,32 @@ Side = tuple[Llama, Callable[[Batch], Ops]]
 _KV = {"f16": mx.float16, "bf16": mx.bfloat16, "f32": mx.float32}
 
 
+@dataclass(frozen=True)
+class Brought:
+    """A model on a device, and the passes that run there."""
+
+    config: ModelConfig
+    room: Room
+    model: Llama
+    ops_of: Callable[[Batch], Ops]
+    device: str  # the class of device, within which equal requests get equal tokens
+
+
 def load(spec: EngineSpec) -> Loaded:
     """The engine is ready to step. Nothing is read beyond the headers of a model that does not fit."""
     with open_checkpoint(Path(spec.path)) as checkpoint:
-        config = config_of(checkpoint)
-        device = _device(spec)
-        room = room_for(config, _weights(device, spec, checkpoint), spec, free_memory())
-        model, ops_of = _SIDES[device](spec, config, checkpoint, room)
-    limits = Limits(room.context, config.vocab, spec.max_batch)
-    return Loaded(Engine(model, ops_of, PagePool(room.cache // PAGE), limits), _name(device))
+        brought = bring(spec, checkpoint)
+    room = brought.room
+    limits = Limits(room.context, brought.config.vocab, spec.max_batch)
+    return Loaded(Engine(brought.model, brought.ops_of, PagePool(room.cache // PAGE), limits), brought.device)
+
+
+def bring(spec: EngineSpec, checkpoint: GGUFFile | MLXFolder) -> Brought:
+    config = config_of(checkpoint)
+    device = _device(spec)
+    room = room_for(config, _weights(device, spec, checkpoint), spec, free_memory())
+    model, ops_of = _SIDES[device](spec, config, checkpoint, room)
+    return Brought(config, room, model, ops_of, _name(device))
 
 
 def _device(spec: EngineSpec) -> Literal["cpu", "builtin"]:
@@ -47,7 +67,6 @@ def _device(spec: EngineSpec) -> Literal["cpu", "builtin"]:
 
 
 def _name(device: Literal["cpu", "builtin"]) -> str:
-    """The class of device, within which equal requests get equal tokens."""
     on_gpu = device == "builtin" and mx.default_device() == mx.Device(mx.gpu)
     return "gpu" if on_gpu else device
 
@@ -59,10 +78,11 @@ def _weights(device: Literal["cpu", "builtin"], spec: EngineSpec, checkpoint: Ch
     return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
 
 
-def _start_cpu(threads: int) -> None:
-    """The kernels are chosen and the threads run, or it is said why not."""
+def start_cpu(threads: int | None) -> None:
+    """The kernels are chosen and the threads run, one for each core if not told, or it is said why not."""
     from engine import _native
 
+    threads = threads or _cores()
     try:
         _native.kernels()
         _native.set_threads(threads)
@@ -85,7 +105,7 @@ def _on_cpu(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room:
     from engine.native_weights import NativeLoader
 
     mx.set_default_device(mx.Device(mx.cpu))
-    _start_cpu(spec.threads or _cores())
+    start_cpu(spec.threads)
     model = Llama.load(config, checkpoint, NativeLoader())
     pool = NativePool(config, room.cache // PAGE, room.context, _KV[spec.kv])
     return model, lambda batch: NativeOps(config, pool, batch)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from engine.frames import FROM_ENGINE, HEAD, frame
 from engine.messages import EngineSpec, Fault, FromEngine, Ready, Stop, ToEngine
-from quant.errors import EngineError, ModelFormatError, NotEnoughMemory, PunaError, UnsupportedModel
+from quant.errors import EngineError, ModelFileError, ModelFormatError, NotEnoughMemory, PunaError, UnsupportedModel
 
 PATIENCE = 2.0  # seconds that a child has to leave, each time it is pushed harder
 
-_FILE_ERRORS = {kind.__name__: kind for kind in (ModelFormatError, UnsupportedModel)}
+_FILE_ERRORS = {kind.__name__: kind for kind in (ModelFileError, ModelFormatError, UnsupportedModel)}
 _ERRORS = {kind.__name__: kind for kind in (EngineError, NotEnoughMemory)}
 
 
@@ -59,7 +59,7 @@ class EngineProcess:
         except (asyncio.IncompleteReadError, ConnectionError):
             raise EngineError(f"the engine died ({await self._epitaph()})") from None
         if isinstance(message, Fault):
-            raise _error(message)
+            raise error_of(message)
         return message
 
     async def end(self) -> None:
@@ -112,7 +112,7 @@ async def _spawn(program: str, link: int) -> asyncio.subprocess.Process:
     )
 
 
-def _error(fault: Fault) -> PunaError:
+def error_of(fault: Fault) -> PunaError:
     if fault.path is not None:
         return _FILE_ERRORS[fault.kind](fault.path, fault.text)
     return _ERRORS[fault.kind](fault.text)

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands.add_parser("serve", help="answer the OpenAI API over HTTP"))
     _add_run(commands.add_parser("run", help="answer one prompt and leave"))
     _add_inspect(commands.add_parser("inspect", help="say what is in a model file"))
+    _add_bench(commands.add_parser("bench", help="measure this machine, and a model on it"))
     _add_service(commands.add_parser("service", help="run the server in the background, from login on"))
     return parser
 
@@ -100,6 +101,21 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parser)
     _add_batch_option(parser)
     parser.set_defaults(do=_inspect)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="GGUF file or MLX folder")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="CPU threads to compute with")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "builtin"], default="auto", help="builtin: MLX's own kernels"
+    )
+    parser.add_argument("--context", type=_positive, metavar="N", help="tokens of the long measurements (default 8192)")
+    parser.add_argument("--repeat", type=_positive, metavar="N", help="samples of each measurement (default 3)")
+    parser.add_argument("--quick", action="store_true", help="short runs, one sample of each: a look, no measurement")
+    parser.add_argument(
+        "--json", action="store_true", help="all figures as JSON; rates a second, in bytes and operations"
+    )
+    parser.set_defaults(do=_bench)
 
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +187,13 @@ def _inspect(options: argparse.Namespace) -> None:
     from server.inspection import inspect
 
     inspect(_spec(options.file, options, options.max_batch))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from server.bench import asked_of, bench
+
+    spec = EngineSpec(path=str(options.model), threads=options.threads, device=options.device)
+    bench(asked_of(spec, options.context, options.repeat, quick=options.quick), json=options.json)
 
 
 def _service_install(options: argparse.Namespace) -> None:

@@ -68,7 +68,7 @@ def write_gguf(folder: Path, arch: str, *, kind: str = "f32", seed: int = 0, **s
     made = tiny(arch, kind, **shape)
     path = folder / f"tiny-{arch}-{kind}.gguf"
     writer = gguf.GGUFWriter(path, _GGUF_ARCHITECTURE[arch])
-    _write_metadata(writer, made)
+    write_metadata(writer, made)
     tiny_tokenizer.write_gguf_keys(writer, made.vocab)
     rng = np.random.default_rng(seed + 1)
     for name, values in gguf_weights(made, seed).items():
@@ -234,7 +234,7 @@ def _llama3_factors(made: Tiny) -> Floats:
     return np.asarray(factors, np.float32)
 
 
-def _write_metadata(writer: gguf.GGUFWriter, made: Tiny) -> None:
+def write_metadata(writer: gguf.GGUFWriter, made: Tiny) -> None:
     writer.add_name(f"tiny {made.arch}")
     writer.add_context_length(made.context)
     writer.add_embedding_length(made.width)

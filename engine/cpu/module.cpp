@@ -12,6 +12,7 @@
 #include "layer_op.h"
 #include "pack.h"
 #include "pool.h"
+#include "probe.h"
 #include "row_ops.h"
 
 namespace nb = nanobind;
@@ -41,6 +42,9 @@ NB_MODULE(_native, m) {
   m.def("kernels", [] { return std::string(kernels().name); });
   m.def("set_threads", &set_threads, "threads"_a);
   m.def("threads", [] { return pool().threads(); });
+  m.def("int8_peak", &int8_peak);
+  m.def("fp32_peak", &fp32_peak);
+  m.def("read_rates", &read_rates, "bytes"_a, "passes"_a);
 
   nb::class_<Panels>(m, "Panels")
       .def_prop_ro("rows", [](const Panels &p) { return p.rows; })

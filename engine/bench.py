@@ -1,0 +1,310 @@
+"""The measuring side of `puna bench`, a process of its own: loads a model and times the passes that an engine runs."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+
+import mlx.core as mx
+import msgspec
+import numpy as np
+
+from engine.batch import Batch, Span
+from engine.bench_report import Asked, Line, Machine, Report
+from engine.child import fault_of
+from engine.chips import BANDWIDTHS, chip
+from engine.load import Brought, bring, start_cpu
+from engine.memory import token_bytes
+from engine.messages import Fault
+from engine.roofline import Stored, Weights, Work, bound, decode_work, prefill_work
+from engine.scheduler import PREFILL
+from kvcache.pages import PAGE
+from models.config import ModelConfig, config_of
+from models.ops import Matrix
+from models.weights import Found, Place, find
+from quant.errors import NotEnoughMemory
+from quant.formats import Format
+from quant.gguf_file import GGUFFile
+from quant.mlx_folder import MLXFolder
+from quant.open import open_checkpoint
+
+BATCHES = (8, 16)
+BEFORE = 128  # tokens before those that short decoding makes
+BUFFER, PASSES = 2**28, 3  # bytes that the probe reads, several times a large last cache, and how often at a time
+LONG_LESS = 3  # the long prefill is measured so many times less often than the rest
+LEAST = 1024  # tokens of context below which a long measurement says nothing
+
+
+def main() -> None:
+    """The program of the process: Asked on standard input, Report or Fault on standard output."""
+    asked = msgspec.json.decode(sys.stdin.buffer.read(), type=Asked)
+    try:
+        answer: Report | Fault = measured(asked)
+    except Exception as error:
+        answer = fault_of(error)
+    sys.stdout.buffer.write(msgspec.json.encode(answer))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens, within what the model takes."""
+
+    prompt: int  # of the short prefill
+    long: int  # of the long one, and of the context that decoding follows
+    before: int  # that short decoding follows
+    steps: int  # that each sequence decodes in a sample
+
+    @classmethod
+    def within(cls, most: int, asked: Asked, long: int) -> "Sizes":
+        before = min(BEFORE, most // 2)
+        steps = min(asked.steps, most - before)
+        long = min(long, most - steps)
+        return cls(prompt=min(asked.prompt, long), long=long, before=before, steps=steps)
+
+    @property
+    def context(self) -> int:
+        return max(self.long, self.before) + self.steps
+
+    @property
+    def cache(self) -> int:
+        return PAGE * (pages(self.context) + max(BATCHES) * pages(self.before + self.steps))
+
+
+@dataclass
+class Test:
+    """Something to measure, and what came of it: seconds of each sample, and the read rates taken beside them."""
+
+    name: str
+    sequences: int
+    context: int
+    tokens: int
+    run: Callable[[], None]
+    work: Work  # of one sample
+    times: int  # samples
+    seconds: list[float] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)
+
+
+class Probe:
+    """The machine's rates. Those of reading are taken beside each sample: they drift where others share the machine."""
+
+    def __init__(self, device: str, threads: int | None) -> None:
+        self.reads: list[float] = []
+        self.int8: float | None = None
+        self.fp32: float | None = None
+        self.kernels: str | None = None
+        self.threads: int | None = None
+        self.on_cpu = device != "gpu"  # whose memory is another's to measure
+        self.chip = chip()
+        self.published = BANDWIDTHS.get(self.chip) if self.chip else None
+        if self.on_cpu:
+            start_cpu(threads)
+            self.threads = _native().threads()
+        if device == "cpu":
+            self.kernels = _native().kernels()
+        self._has_peaks = device == "cpu"  # MLX's own kernels have others
+
+    def peaks(self) -> None:
+        """The best so far: a peak that another process disturbed is none."""
+        if self._has_peaks:
+            self.int8 = max(self.int8 or 0, _native().int8_peak())
+            self.fp32 = max(self.fp32 or 0, _native().fp32_peak())
+
+    def read(self) -> list[float]:
+        rates = _native().read_rates(BUFFER, PASSES) if self.on_cpu else []
+        self.reads += rates
+        return rates
+
+    def machine(self) -> Machine:
+        return Machine(
+            read_median=median(self.reads) if self.reads else None,
+            read_best=max(self.reads, default=None),
+            int8_peak=self.int8,
+            fp32_peak=self.fp32,
+            chip=self.chip,
+            published_bandwidth=self.published,
+        )
+
+
+class Passes:
+    """What an engine does with a model, without sampling: prompts come in passes, tokens one by one."""
+
+    def __init__(self, brought: Brought, sizes: Sizes) -> None:
+        self._brought = brought
+        vocab = brought.config.vocab
+        self._tokens: list[int] = np.random.default_rng(0).integers(0, vocab, sizes.long + sizes.steps).tolist()
+        self._long = list(range(pages(sizes.long + sizes.steps)))
+        each = pages(sizes.before + sizes.steps)
+        self._short = [[len(self._long) + each * s + i for i in range(each)] for s in range(max(BATCHES))]
+        self._sizes = sizes
+
+    def begin(self) -> None:
+        """The short sequences' first tokens are in their pages."""
+        for table in self._short:
+            self._prefill(self._sizes.before, table)
+
+    def prefill(self, tokens: int) -> None:
+        self._prefill(tokens, self._long)
+
+    def decode(self, sequences: int) -> None:
+        """The steps that follow the short sequences' first tokens."""
+        self._decode(self._sizes.before, self._short[:sequences])
+
+    def decode_long(self) -> None:
+        self._decode(self._sizes.long, [self._long])
+
+    def _prefill(self, tokens: int, table: Sequence[int]) -> None:
+        for at in range(0, tokens, PREFILL):
+            end = min(at + PREFILL, tokens)
+            self._run([Span(self._tokens[at:end], at, table[: pages(end)], end == tokens)])
+
+    def _decode(self, past: int, tables: Sequence[Sequence[int]]) -> None:
+        for at in range(past, past + self._sizes.steps):
+            self._run([Span([self._tokens[at]], at, table[: pages(at + 1)], True) for table in tables])
+
+    def _run(self, spans: Sequence[Span]) -> None:
+        mx.eval(self._brought.model.forward(self._brought.ops_of(Batch.of(spans))))
+
+
+class Measuring:
+    """A model at hand, and what there is to measure of it; whoever holds this decides when each sample is taken."""
+
+    def __init__(self, asked: Asked) -> None:
+        with open_checkpoint(Path(asked.spec.path)) as checkpoint:
+            config = config_of(checkpoint)
+            self._brought, self.sizes = _brought(asked, config, checkpoint)
+            self._weights = _weights(self._brought, find(config, checkpoint))
+        self.probe = Probe(self._brought.device, asked.spec.threads)
+        passes = Passes(self._brought, self.sizes)
+        passes.begin()
+        self.tests = list(_tests(self._brought, self._weights, passes, self.sizes, asked))
+
+    def sample(self, test: Test) -> None:
+        test.reads += self.probe.read()
+        began = time.perf_counter()
+        test.run()
+        test.seconds.append(time.perf_counter() - began)
+        test.reads += self.probe.read()
+
+    def report(self) -> Report:
+        return Report(
+            model=self._brought.config.name,
+            weight_bytes=self._weights.nbytes,
+            device=self._brought.device,
+            kernels=self.probe.kernels,
+            threads=self.probe.threads,
+            machine=self.probe.machine(),
+            lines=tuple(_line(test, self.probe) for test in self.tests if test.seconds),
+        )
+
+
+def measured(asked: Asked) -> Report:
+    measuring = Measuring(asked)
+    for sample in range(asked.repeat):
+        measuring.probe.peaks()
+        for test in measuring.tests:
+            if sample < test.times:
+                measuring.sample(test)
+    return measuring.report()
+
+
+def pages(tokens: int) -> int:
+    return -(-tokens // PAGE)
+
+
+def _brought(asked: Asked, config: ModelConfig, checkpoint: GGUFFile | MLXFolder) -> tuple[Brought, Sizes]:
+    """The model, with as much context as was asked for or there is memory for."""
+    long = asked.context
+    while True:
+        sizes = Sizes.within(config.context, asked, long)
+        spec = msgspec.structs.replace(asked.spec, context=sizes.context, cache_tokens=sizes.cache)
+        try:
+            return bring(spec, checkpoint), sizes
+        except NotEnoughMemory:
+            if long <= LEAST:
+                raise
+            long //= 2
+
+
+def _weights(brought: Brought, found: Found) -> Weights:
+    """The matrices as they lie on the device."""
+    model = brought.model
+
+    def stored(place: Place, matrix: Matrix) -> Stored:
+        kind = found[place].format
+        return Stored(matrix.rows, matrix.cols, matrix.nbytes, isinstance(kind, Format) and kind.dense)
+
+    def layer(i: int) -> list[Stored]:
+        of = model.layers[i]
+        linears = (*of.qkv, of.out, of.mlp.gate, of.mlp.up, of.mlp.down)
+        return [stored((i, name), w.matrix) for name, w in zip(_NAMES, linears, strict=True)]
+
+    q, k, v, *rest = layer(brought.config.layers - 1)
+    return Weights(
+        embedding=stored("embedding", model.embedding),
+        every_row=[*(w for i in range(brought.config.layers - 1) for w in layer(i)), k, v],
+        wanted_rows=[q, *rest, stored("embedding" if brought.config.tied else "head", model.head.matrix)],
+        tied=brought.config.tied,
+    )
+
+
+_NAMES = ("q", "k", "v", "out", "gate", "up", "down")
+
+
+def _tests(brought: Brought, weights: Weights, passes: Passes, sizes: Sizes, asked: Asked) -> Iterator[Test]:
+    """The long prefill comes before the decoding that follows it."""
+    config, steps = brought.config, sizes.steps
+    kv = token_bytes(config, asked.spec.kv)
+
+    def prefill(tokens: int, times: int) -> Test:
+        work = prefill_work(config, weights, tokens)
+        return Test(f"prefill {tokens}", 1, 0, tokens, lambda: passes.prefill(tokens), work, times)
+
+    def decode(name: str, past: int, sequences: int, run: Callable[[], None]) -> Test:
+        middle = past + (steps + 1) // 2
+        work = decode_work(config, weights, kv, [middle] * sequences).times(steps)
+        return Test(name, sequences, past, steps * sequences, run, work, asked.repeat)
+
+    yield prefill(sizes.prompt, asked.repeat)
+    yield decode("decode", sizes.before, 1, lambda: passes.decode(1))
+    for count in BATCHES:
+        yield decode(f"decode x{count}", sizes.before, count, partial(passes.decode, count))
+    yield prefill(sizes.long, max(1, asked.repeat // LONG_LESS))
+    yield decode(f"decode at {sizes.long}", sizes.long, 1, passes.decode_long)
+
+
+def _line(test: Test, probe: Probe) -> Line:
+    rates = [test.tokens / seconds for seconds in test.seconds]
+    read = median(test.reads) if test.reads else None
+    line = Line(
+        name=test.name,
+        sequences=test.sequences,
+        context=test.context,
+        tokens=test.tokens,
+        median=median(rates),
+        best=max(rates),
+        worst=min(rates),
+    )
+    rooflines = {
+        "": bound(test.work, read, probe.int8, probe.fp32),
+        "published_": bound(test.work, probe.published, probe.int8, probe.fp32),
+    }
+    for name, limit in rooflines.items():
+        if limit is not None:
+            roofline = test.tokens / limit.seconds
+            line = msgspec.structs.replace(
+                line,
+                **{f"{name}roofline": roofline, f"{name}share": line.median / roofline, f"{name}limit": limit.name},
+            )
+    return line
+
+
+def _native() -> ModuleType:
+    """Imported where it is used: a machine with a GPU does without it."""
+    from engine import _native as extension
+
+    return extension
