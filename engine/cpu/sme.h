@@ -24,20 +24,21 @@ struct SmeF32 {
 };
 
 // The same in int16, the sums of each block of K apart:
-//   a  for each tile (blocks, steps + min_steps, 16 rows, 2 k);  b  (blocks, steps + min_steps, 64 columns, 2 k)
-//   sums  for each tile (blocks, products and, with min_steps, minima negated, 4, 16 rows, 16 columns)
+//   a  for each tile (blocks, steps, gap, min_steps, skip), of which a step is (16 rows, 2 k)
+//   b  (blocks, steps + min_steps, 64 columns, 2 k)
+//   sums  for each tile (blocks, products and, with min_steps, minima negated; 4, 16 rows, 16 columns)
 struct SmeI16 {
   const void *a;
   int64_t a_tile_bytes;
   const void *b;
   int32_t *sums;
   int64_t blocks, tiles, steps, min_steps;
-  int64_t a_skip_bytes;  // of a block of A behind the steps that are read
+  int64_t gap_bytes, skip_bytes;
 };
 
-// A block of 128 activations as operands: 64 steps of two k, and two of the negated sums.
-constexpr int64_t I16_STEPS = 64, I16_MIN_STEPS = 2, I16_STEP_BYTES = 64;
-constexpr int64_t I16_BLOCK_BYTES = (I16_STEPS + I16_MIN_STEPS) * I16_STEP_BYTES;
+// A block of 128 activations as operands: steps of 2 k, then of the negative sums of two 32, then of two 16.
+constexpr int64_t I16_STEPS = 64, PAIR_STEPS = 2, SUM_STEPS = 4, I16_STEP_BYTES = 64;
+constexpr int64_t I16_BLOCK_BYTES = (I16_STEPS + PAIR_STEPS + SUM_STEPS) * I16_STEP_BYTES;
 
 extern "C" {
 // The streaming vector length in bytes. May be called only where there is SME.

@@ -14,10 +14,11 @@
         .text
 
 .macro enter
-        stp d8, d9, [sp, #-64]!
+        stp d8, d9, [sp, #-80]!
         stp d10, d11, [sp, #16]
         stp d12, d13, [sp, #32]
         stp d14, d15, [sp, #48]
+        str x19, [sp, #64]
         smstart
         ptrue p0.b
         ptrue pn8.s
@@ -29,10 +30,11 @@
 
 .macro leave
         smstop
+        ldr x19, [sp, #64]
         ldp d14, d15, [sp, #48]
         ldp d12, d13, [sp, #32]
         ldp d10, d11, [sp, #16]
-        ldp d8, d9, [sp], #64
+        ldp d8, d9, [sp], #80
         ret
 .endm
 

@@ -132,22 +132,22 @@ void f32(int64_t rows, int64_t k, const std::vector<int64_t> &cuts, int first, b
 }
 
 // Blocks of `steps` x 2 k; with minima two steps more.
-void i16(int64_t rows, int64_t blocks, int64_t steps, int64_t min_steps, int64_t skipped) {
+void i16(int64_t rows, int64_t blocks, int64_t steps, int64_t min_steps, int64_t gap, int64_t skipped) {
   const int64_t tiles = (rows + 15) / 16, all = steps + min_steps;
   std::vector<int16_t> x(rows * blocks * all * 2), w(blocks * all * 2 * 64);
   for (int16_t &v : x) v = static_cast<int16_t>(rng() % 255) - 127;
   for (int16_t &v : w) v = static_cast<int16_t>(rng() % 8129) - 4064;
-  const int64_t a_block = (all + skipped) * 32, tile_words = blocks * a_block, kinds = min_steps ? 2 : 1;
+  const int64_t a_block = (all + gap + skipped) * 32, tile_words = blocks * a_block, kinds = min_steps ? 2 : 1;
   Guarded<int16_t> a(tiles * tile_words), b(blocks * all * 128);
   Guarded<int32_t> sums(tiles * blocks * kinds * TILE_FLOATS);
   for (int64_t t = 0; t < tiles; ++t)
     for (int64_t i = 0; i < blocks * all * 2; ++i)
       for (int64_t r = 0; r < 16; ++r)
-        a[t * tile_words + i / (2 * all) * a_block + i % (2 * all) / 2 * 32 + 2 * r + i % 2] =
+        a[t * tile_words + i / (2 * all) * a_block + (i % (2 * all) / 2 + (i % (2 * all) < 2 * steps ? 0 : gap)) * 32 + 2 * r + i % 2] =
             x[std::min(t * 16 + r, rows - 1) * blocks * all * 2 + i];
   for (int64_t i = 0; i < blocks * all * 2; ++i)
     for (int64_t n = 0; n < 64; ++n) b[i / 2 * 128 + 2 * n + i % 2] = w[i * 64 + n];
-  const SmeI16 call{a.get(), tile_words * 2, b.get(), sums.get(), blocks, tiles, steps, min_steps, skipped * 64};
+  const SmeI16 call{a.get(), tile_words * 2, b.get(), sums.get(), blocks, tiles, steps, min_steps, gap * 64, skipped * 64};
   kept(puna_sme_i16, &call);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t n = 0; n < 64; ++n)
@@ -172,11 +172,14 @@ void i16_pack(int64_t rows, int64_t blocks) {
   for (int64_t t = 0; t < tiles; ++t)
     kept(puna_sme_i16_pack, sixteen(acts.data(), blocks, t, rows).data(), blocks, static_cast<void *>(a.get() + t * tile_words));
   for (int64_t t = 0; t < tiles; ++t)
-    for (int64_t i = 0; i < blocks * 132; ++i)
+    for (int64_t i = 0; i < blocks * 140; ++i)
       for (int64_t r = 0; r < 16; ++r) {
-        const Acts128 &one = acts[std::min(t * 16 + r, rows - 1) * blocks + i / 132];
-        const int16_t given = i % 132 < 128 ? one.q[i % 132] : one.negative_pairs[i % 132 - 128];
-        want(a[t * tile_words + i / 132 * 2112 + i % 132 / 2 * 32 + 2 * r + i % 2] == given, "packed A16", t, i, r);
+        const Acts128 &one = acts[std::min(t * 16 + r, rows - 1) * blocks + i / 140];
+        const int64_t at = i % 140;
+        const auto given = static_cast<int16_t>(at < 128   ? one.q[at]
+                                                : at < 132 ? one.negative_pairs[at - 128]
+                                                           : one.negative_sums[at - 132]);
+        want(a[t * tile_words + i / 140 * 70 * 32 + at / 2 * 32 + 2 * r + i % 2] == given, "packed A16", t, i, r);
       }
 }
 
@@ -198,10 +201,11 @@ int main() {
   }
   for (const int64_t rows : {1, 5, 16, 17, 65})
     for (const int64_t blocks : {1, 2, 3}) {
-      i16(rows, blocks, 64, 2, 0);
-      i16(rows, blocks, 64, 0, 2);
-      i16(rows, blocks, 16, 0, 0);
-      i16(rows, blocks, 7, 1, 1);
+      i16(rows, blocks, 64, 2, 0, 4);
+      i16(rows, blocks, 64, 4, 2, 0);
+      i16(rows, blocks, 64, 0, 0, 6);
+      i16(rows, blocks, 16, 0, 0, 0);
+      i16(rows, blocks, 7, 1, 3, 1);
       i16_pack(rows, blocks);
     }
   if (!failures) std::puts("ok");
