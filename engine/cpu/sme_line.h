@@ -21,7 +21,7 @@ inline void relax_core() {
 #endif
 }
 
-// Work has: steps(), decode_items(), finish_items(), and for a step below steps()
+// Work has decode_items(), finish_items(), and open(step), which says whether there is such a step. For those there are
 //   decode(step, item)   writes slot step % B_SLOTS, when that step of before is multiplied
 //   multiply(step)       reads it, writes slot step % SUM_SLOTS of the sums, when that step of before is finished
 //   finish(step, item)   reads that
@@ -29,11 +29,12 @@ inline void relax_core() {
 template <class Work>
 class Line {
  public:
-  explicit Line(Work &work) : work_(work), steps_(work.steps()), decodes_(work.decode_items()), finishes_(work.finish_items()) {}
+  explicit Line(Work &work) : work_(work), decodes_(work.decode_items()), finishes_(work.finish_items()) {}
 
   // By one thread, which is the only one that enters streaming mode for this line.
   void drive() {
-    for (int64_t step = 0; step < steps_; ++step) {
+    int64_t step = 0;
+    for (; work_.open(step); ++step) {
       while (!is_decoded(step))
         if (!decode_one()) relax_core();
       while (!is_finished(step - SUM_SLOTS))
@@ -41,13 +42,14 @@ class Line {
       work_.multiply(step);
       multiplied_.store(step + 1, std::memory_order_release);
     }
-    while (!is_finished(steps_ - 1))
+    while (!is_finished(step - 1))
       if (!finish_one()) relax_core();
+    over_.store(true, std::memory_order_release);
   }
 
   // By any thread: one item, if there is one to do now.
   bool help() { return finish_one() || decode_one(); }
-  bool over() const { return is_finished(steps_ - 1); }
+  bool over() const { return over_.load(std::memory_order_acquire); }
 
  private:
   bool is_decoded(int64_t step) const {
@@ -57,8 +59,8 @@ class Line {
 
   bool decode_one() {
     int64_t ticket = next_decode_.load(std::memory_order_relaxed);
-    while (ticket < steps_ * decodes_ &&
-           ticket / decodes_ < multiplied_.load(std::memory_order_acquire) + B_SLOTS) {  // else its slot is still read
+    while (ticket / decodes_ < multiplied_.load(std::memory_order_acquire) + B_SLOTS  // else its slot is still read
+           && work_.open(ticket / decodes_)) {
       if (!next_decode_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_relaxed)) continue;
       work_.decode(ticket / decodes_, ticket % decodes_);
       decoded_[ticket / decodes_ % B_SLOTS].done.fetch_add(1, std::memory_order_release);
@@ -82,12 +84,13 @@ class Line {
     std::atomic<int64_t> done{0};
   };
   Work &work_;
-  const int64_t steps_, decodes_, finishes_;
+  const int64_t decodes_, finishes_;
   Count decoded_[B_SLOTS];  // items in all that a slot has seen
   alignas(128) std::atomic<int64_t> next_decode_{0};
   alignas(128) std::atomic<int64_t> next_finish_{0};
   alignas(128) std::atomic<int64_t> finished_{0};
   alignas(128) std::atomic<int64_t> multiplied_{0};
+  std::atomic<bool> over_{false};
 };
 
 }  // namespace puna

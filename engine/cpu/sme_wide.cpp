@@ -2,6 +2,7 @@
 #include "sme_wide.h"
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 
 #include "sme_line.h"
@@ -32,24 +33,61 @@ struct Step {
   bool first, last;  // block of K
 };
 
-// Steps of the groups [begin, end): blocks of columns outside, then blocks of K, then groups.
-class Steps {
+// A unit's share of the groups. It opens them in sets, ascending; other threads take single groups from the end. So how
+// much falls to whom follows from how fast they are.
+class Groups {
  public:
-  Steps(const Job &job, int64_t begin, int64_t end)
-      : begin_(begin), end_(end), wide_(job.block.columns / WIDE_COLUMNS), all_(job.p->panels->superblocks),
-        deep_(job.block.k / SUPERBLOCK), cuts_((all_ + deep_ - 1) / deep_) {}
+  Groups(int64_t begin, int64_t end) : state_(static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end)) {}
 
-  int64_t count() const { return (end_ - begin_) * cuts_; }
-  Step at(int64_t step) const {
-    const int64_t set = step / (wide_ * cuts_), in_set = step % (wide_ * cuts_);
-    const int64_t first = begin_ + set * wide_, width = std::min(wide_, end_ - first);
-    const int64_t cut = in_set / width, from = cut * deep_;
-    return {first + in_set % width, set % 2 * wide_ + in_set % width, from, std::min(deep_, all_ - from), cut == 0,
-            cut == cuts_ - 1};
+  // Where the groups end that the unit has opened, which go at least to `first` if there are any from there on.
+  int64_t opened(int64_t first, int64_t most) {
+    uint64_t state = state_.load(std::memory_order_relaxed);
+    while (front(state) <= first && front(state) < back(state)) {
+      const auto next = static_cast<uint64_t>(std::min(front(state) + most, back(state)));
+      if (state_.compare_exchange_weak(state, next << 32 | (state & UINT32_MAX), std::memory_order_relaxed)) state = state_.load();
+    }
+    return front(state);
+  }
+  // A group that nobody has opened.
+  std::optional<int64_t> take() {
+    uint64_t state = state_.load(std::memory_order_relaxed);
+    while (front(state) < back(state))
+      if (state_.compare_exchange_weak(state, state - 1, std::memory_order_relaxed)) return back(state) - 1;
+    return {};
   }
 
  private:
-  int64_t begin_, end_, wide_, all_, deep_, cuts_;
+  static int64_t front(uint64_t state) { return static_cast<int64_t>(state >> 32); }
+  static int64_t back(uint64_t state) { return static_cast<int64_t>(state & UINT32_MAX); }
+  std::atomic<uint64_t> state_;
+};
+
+// Steps of a unit: sets of groups outside, then blocks of K, then groups. All sets but the last are full.
+class Steps {
+ public:
+  Steps(const Job &job, int64_t begin, int64_t end)
+      : groups_(begin, end), begin_(begin), wide_(job.block.columns / WIDE_COLUMNS), all_(job.p->panels->superblocks),
+        deep_(job.block.k / SUPERBLOCK), cuts_((all_ + deep_ - 1) / deep_) {}
+
+  bool open(int64_t step) { return step % (wide_ * cuts_) < width(step) * cuts_; }
+  // Of a step that is open.
+  Step at(int64_t step) {
+    const int64_t set = step / (wide_ * cuts_), in_set = step % (wide_ * cuts_), width = this->width(step);
+    const int64_t cut = in_set / width, from = cut * deep_;
+    return {begin_ + set * wide_ + in_set % width, set % 2 * wide_ + in_set % width, from, std::min(deep_, all_ - from), cut == 0,
+            cut == cuts_ - 1};
+  }
+  Groups &groups() { return groups_; }
+
+ private:
+  // Of the set that a step belongs to.
+  int64_t width(int64_t step) {
+    const int64_t first = begin_ + step / (wide_ * cuts_) * wide_;
+    return std::clamp<int64_t>(groups_.opened(first, wide_) - first, 0, wide_);
+  }
+
+  Groups groups_;
+  const int64_t begin_, wide_, all_, deep_, cuts_;
 };
 
 PanelPart part_of(const Job &job, const Step &step, int64_t quarter) {
@@ -85,6 +123,7 @@ template <bool DECODED>
 class FloatWork {
  public:
   static constexpr OperandBytes SIZE = F32_OPERANDS;
+  static constexpr bool STRIPS = !DECODED;  // give the same bits
 
   static int64_t shared_bytes(const Job &job) { return job.tiles() * tile_bytes(job); }
   static int64_t own_bytes(const Job &job) { return B_SLOTS * slot_bytes(job) + places(job) * place_floats(job) * 4; }
@@ -93,10 +132,10 @@ class FloatWork {
     puna_sme_f32_pack(rows.rows, depth(job), reinterpret_cast<float *>(shared + tile * tile_bytes(job)));
   }
 
-  FloatWork(const Job &job, const Steps &steps, const uint8_t *shared, uint8_t *own)
+  FloatWork(const Job &job, Steps &steps, const uint8_t *shared, uint8_t *own)
       : job_(job), order_(steps), a_(shared), b_(own), c_(reinterpret_cast<float *>(own + B_SLOTS * slot_bytes(job))) {}
 
-  int64_t steps() const { return order_.count(); }
+  bool open(int64_t step) { return order_.open(step); }
   int64_t decode_items() const { return DECODED ? 4 : 1; }
   int64_t finish_items() const { return job_.tiles(); }
 
@@ -130,7 +169,7 @@ class FloatWork {
   float *c(const Step &step) { return c_ + step.place * place_floats(job_); }
 
   const Job &job_;
-  const Steps order_;
+  Steps &order_;
   const uint8_t *a_;
   uint8_t *b_;
   float *c_;
@@ -140,6 +179,7 @@ class FloatWork {
 class IntegerWork {
  public:
   static constexpr OperandBytes SIZE = I16_OPERANDS;
+  static constexpr bool STRIPS = true;
 
   static int64_t shared_bytes(const Job &job) { return job.tiles() * tile_bytes(job); }
   static int64_t own_bytes(const Job &job) {
@@ -154,12 +194,12 @@ class IntegerWork {
     for (int64_t i = 0; i < blocks(job) * TILE_ROWS; ++i) scales[i] = rows.rows[i % TILE_ROWS][i / TILE_ROWS].scale;
   }
 
-  IntegerWork(const Job &job, const Steps &steps, const uint8_t *shared, uint8_t *own)
+  IntegerWork(const Job &job, Steps &steps, const uint8_t *shared, uint8_t *own)
       : job_(job), order_(steps), mins_(min_steps(job.p->panels->shape())), a_(shared), b_(own),
         scales_(b_ + B_SLOTS * slot_bytes(job)), sums_(scales_ + SCALE_SLOTS * scales_bytes(job)),
         c_(reinterpret_cast<float *>(sums_ + SUM_SLOTS * sums_bytes(job))) {}
 
-  int64_t steps() const { return order_.count(); }
+  bool open(int64_t step) { return order_.open(step); }
   int64_t decode_items() const { return 4; }
   int64_t finish_items() const { return job_.tiles(); }
 
@@ -205,7 +245,7 @@ class IntegerWork {
   int32_t *sums(int64_t step) { return reinterpret_cast<int32_t *>(sums_ + step % SUM_SLOTS * sums_bytes(job_)); }
 
   const Job &job_;
-  const Steps order_;
+  Steps &order_;
   const int64_t mins_;
   const uint8_t *a_;
   uint8_t *b_, *scales_, *sums_;
@@ -222,14 +262,69 @@ constexpr int64_t MOST_UNITS = 8;
 // The line of one unit.
 template <class Work>
 struct Share {
+  Steps steps;
   Work work;
   Line<Work> line;
-  Share(const Job &job, const Steps &steps, const uint8_t *shared, uint8_t *own) : work(job, steps, shared, own), line(work) {}
+  Share(const Job &job, int64_t begin, int64_t end, const uint8_t *shared, uint8_t *own)
+      : steps(job, begin, end), work(job, steps, shared, own), line(work) {}
 };
 
-// By whoever is free: items of all lines, its own first, until they are over.
+// What threads do that no unit needs now: a group that no unit has opened, by the strips that few rows go through. They share
+// one group, a block of rows each, so that nobody is long away from the units.
+class Spare {
+ public:
+  Spare(const Job &job, const MatmulKernels *kernels) : job_(job), kernels_(kernels) {}
+
+  // A block of rows, if one is left; `take` gives a group.
+  template <class Take>
+  bool one(const Take &take) {
+    if (!kernels_) return false;
+    uint64_t state = state_.load(std::memory_order_relaxed);
+    while (row(state) < job_.acts.rows) {
+      if (!state_.compare_exchange_weak(state, state + ROWS, std::memory_order_relaxed)) continue;
+      multiply(static_cast<int64_t>(state >> 32), row(state));
+      return true;
+    }
+    const std::optional<int64_t> group = take();
+    if (!group) return false;
+    int64_t end = job_.acts.rows;  // of the rows that are ours alone: all, if another thread was faster to share a group
+    if (state_.compare_exchange_strong(state, static_cast<uint64_t>(*group) << 32 | ROWS, std::memory_order_relaxed)) end = ROWS;
+    for (int64_t first = 0; first < std::min(end, job_.acts.rows); first += ROWS) multiply(*group, first);
+    return true;
+  }
+
+ private:
+  static constexpr int64_t ROWS = 4 * STRIP_ROWS;
+  static int64_t row(uint64_t state) { return static_cast<int64_t>(state & UINT32_MAX); }
+
+  void multiply(int64_t group, int64_t first) const {
+    const Projection &p = *job_.p;
+    const Panels &panels = *p.panels;
+    const int64_t column = group * WIDE_COLUMNS;
+    for (int64_t row = first; row < std::min(first + ROWS, job_.acts.rows); row += STRIP_ROWS) {
+      const int64_t at = row * panels.rows + column;
+      kernels_->strips[panels.kind](Strip{
+          .panels = panels.panel(4 * group), .panel_bytes = panels.panel_bytes, .superblocks = panels.superblocks,
+          .group = panels.group, .columns = std::min(WIDE_COLUMNS, panels.rows - column),
+          .acts = job_.acts.data + row * job_.acts.stride, .acts_stride = job_.acts.stride,
+          .rows = std::min(STRIP_ROWS, job_.acts.rows - row), .out = p.out + at, .out_stride = panels.rows,
+          .bias = p.bias ? p.bias + column : nullptr, .residual = p.residual ? p.residual + at : nullptr});
+    }
+  }
+
+  const Job &job_;
+  const MatmulKernels *kernels_;
+  std::atomic<uint64_t> state_{UINT32_MAX};  // the group in the high 32 bits, the next row in the low
+};
+
+// What a thread does that has no line of its own, or whose line is over: items of all lines, its own first; else spare ones.
 template <class Work>
-void help(std::optional<Share<Work>> *shares, int64_t units, int64_t me) {
+void help(std::optional<Share<Work>> *shares, int64_t units, int64_t me, Spare &spare) {
+  const auto take = [&] {
+    std::optional<int64_t> group;
+    for (int64_t i = 0; i < units && !group; ++i) group = shares[(me + i) % units]->steps.groups().take();
+    return group;
+  };
   for (int64_t left = units; left > 0;) {
     bool helped = false;
     left = 0;
@@ -238,27 +333,29 @@ void help(std::optional<Share<Work>> *shares, int64_t units, int64_t me) {
       helped = line.help() || helped;
       left += !line.over();
     }
-    if (!helped) relax_core();
+    if (!helped && !spare.one(take)) relax_core();
+  }
+  while (spare.one(take)) {
   }
 }
 
 template <class Work>
-void drive(const Job &job, const Machine &machine, int64_t units, const uint8_t *shared, uint8_t *own) {
+void drive(const Job &job, const SmeMachine &machine, int64_t units, const uint8_t *shared, uint8_t *own) {
   std::optional<Share<Work>> shares[MOST_UNITS];
-  for (int64_t unit = 0; unit < units; ++unit) {
-    const Steps steps(job, job.groups() * unit / units, job.groups() * (unit + 1) / units);
-    shares[unit].emplace(job, steps, shared, own + unit * rounded_up(Work::own_bytes(job), ALIGNMENT));
-  }
+  for (int64_t unit = 0; unit < units; ++unit)
+    shares[unit].emplace(job, job.groups() * unit / units, job.groups() * (unit + 1) / units, shared,
+                         own + unit * rounded_up(Work::own_bytes(job), ALIGNMENT));
+  Spare spare(job, Work::STRIPS ? machine.strips : nullptr);
   // Units of work are claimed in ascending order, so whoever helps finds a thread at each line.
   run(machine.crew, std::max(machine.crew.threads, units), [&](int64_t me) {
     if (me < units) shares[me]->line.drive();
-    else help<Work>(shares, units, me);
+    help<Work>(shares, units, me, spare);
   });
 }
 
 // Rows in blocks; in each, A is packed and then all columns pass.
 template <class Work>
-void multiply(const Projection &p, const WideActs &acts, const Machine &machine) {
+void multiply(const Projection &p, const WideActs &acts, const SmeMachine &machine) {
   const Panels &panels = *p.panels;
   const int64_t groups = (panels.rows + WIDE_COLUMNS - 1) / WIDE_COLUMNS;
   const int64_t units = std::clamp<int64_t>(std::min(machine.units, machine.crew.threads), 1, std::min(groups, MOST_UNITS));
@@ -277,8 +374,8 @@ void multiply(const Projection &p, const WideActs &acts, const Machine &machine)
 
 }  // namespace
 
-void sme_dense(const Projection &p, const WideActs &acts, const Machine &machine) { multiply<FloatWork<false>>(p, acts, machine); }
-void sme_decoded(const Projection &p, const WideActs &acts, const Machine &machine) { multiply<FloatWork<true>>(p, acts, machine); }
-void sme_subscaled(const Projection &p, const WideActs &acts, const Machine &machine) { multiply<IntegerWork>(p, acts, machine); }
+void sme_dense(const Projection &p, const WideActs &acts, const SmeMachine &machine) { multiply<FloatWork<false>>(p, acts, machine); }
+void sme_decoded(const Projection &p, const WideActs &acts, const SmeMachine &machine) { multiply<FloatWork<true>>(p, acts, machine); }
+void sme_subscaled(const Projection &p, const WideActs &acts, const SmeMachine &machine) { multiply<IntegerWork>(p, acts, machine); }
 
 }  // namespace puna

@@ -106,7 +106,7 @@ void compare(const char *what, size_t kind, int64_t rows, int64_t columns, int64
               static_cast<long long>(cols));
 }
 
-void one(size_t kind, int64_t rows, int64_t columns, int64_t cols, const Machine &machine) {
+void one(size_t kind, int64_t rows, int64_t columns, int64_t cols, const SmeMachine &machine) {
   const Panels panels = random_panels(KINDS[kind], columns, cols);
   std::vector<float> x(rows * cols), bias(columns), residual(rows * columns);
   for (float &v : x) v = normal();
@@ -140,7 +140,8 @@ int main(int, char **arguments) {
   const int threads = std::atoi(arguments[1]), units = std::atoi(arguments[2]);
   if (!has_sme2_512()) return std::puts("refused"), 0;
   set_threads(threads);
-  const Machine large{{threads, run_on_pool}, units, 16 << 20, scratch}, small{{threads, run_on_pool}, units, 512 << 10, scratch};
+  const SmeMachine large{{threads, run_on_pool}, units, 16 << 20, scratch, nullptr};
+  const SmeMachine small{{threads, run_on_pool}, units, 512 << 10, scratch, &portable_matmul};
   for (size_t kind = 0; kind < KIND_COUNT; ++kind) {
     one(kind, 65, 37, 256, large);
     one(kind, 64 + rng() % 32, 64 + rng() % 200, 1024, small);  // several blocks of rows, columns and K
