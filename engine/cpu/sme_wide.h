@@ -8,9 +8,6 @@
 
 namespace puna {
 
-// From so many rows on: below, tiles of 16 are used too few times for what packing costs.
-constexpr int64_t WIDE_ROWS = 64;
-
 // Threads that run units of work as Pool does; and what they work with.
 struct Crew {
   int64_t threads;
