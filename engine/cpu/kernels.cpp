@@ -10,6 +10,9 @@
 #include <string>
 #include <string_view>
 
+#if defined(__aarch64__)
+#include "sme_units.h"
+#endif
 #if defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(__aarch64__)
@@ -56,6 +59,8 @@ bool has_i8mm() { return has_dotprod() && getauxval(AT_HWCAP2) & HWCAP2_I8MM; }
 #endif
 const Kernels neon_dotprod{"neon_dotprod", has_dotprod, &neon_dotprod_matmul, &neon_rows, &neon_attention};
 const Kernels neon_i8mm{"neon_i8mm", has_i8mm, &neon_i8mm_matmul, &neon_rows, &neon_attention};
+bool has_sme() { return has_i8mm() && has_sme2_512(); }
+const Kernels sme{"sme", has_sme, &sme_matmul, &neon_rows, &neon_attention};
 #endif
 
 const Kernels portable{"portable", everywhere, &portable_matmul, &portable_rows, &portable_attention};
@@ -65,6 +70,7 @@ const Kernels *const in_order[] = {
     &avx512, &avx_vnni, &avx2,
 #endif
 #if defined(__aarch64__)
+    &sme,
     &neon_i8mm,
     &neon_dotprod,
 #endif

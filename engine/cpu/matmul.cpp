@@ -82,10 +82,21 @@ void run_unit(const Unit &unit, Acts &acts, int64_t first_row) {
   }
 }
 
+// Whether the projection was taken whole.
+bool multiply_wide(Acts &acts, int64_t first_row, const Projection &p) {
+  const auto wide = kernels().matmul->wide[p.panels->kind];
+  if (!wide || acts.rows < WIDE_ROWS) return false;
+  const size_t form = static_cast<size_t>(p.panels->shape().arithmetic);
+  const int64_t at = first_row * p.panels->rows;
+  wide({p.panels, p.bias, p.residual ? p.residual + at : nullptr, p.out + at}, acts.row(form, 0), acts.stride(form), acts.rows);
+  return true;
+}
+
 // All projections of the prepared rows, which are rows first_row.. of the outputs.
 void multiply(Acts &acts, int64_t first_row, std::span<const Projection> projections) {
   std::vector<Unit> units;
   for (const Projection &p : projections) {
+    if (multiply_wide(acts, first_row, p)) continue;
     const int64_t in_cache = ACTS_IN_CACHE / acts.stride(static_cast<size_t>(p.panels->shape().arithmetic));
     const int64_t block = std::max(STRIP_ROWS, in_cache / STRIP_ROWS * STRIP_ROWS), count = p.panels->count();
     for (int64_t row = 0; row < acts.rows; row += block) {

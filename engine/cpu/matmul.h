@@ -103,10 +103,18 @@ struct Strip {
   const float *residual;  // (rows, columns) or null
 };
 
+struct Projection;
+
+// From so many rows on a kernel may want a projection whole.
+constexpr int64_t WIDE_ROWS = 64;
+
 struct MatmulKernels {
   // Indexed by Arithmetic: a row of k values becomes ceil(k / 256) superblocks, padded with zeros.
   void (*prepare[3])(const float *x, int64_t k, void *acts);
   void (*strips[KIND_COUNT])(const Strip &);
+  // A projection of at least WIDE_ROWS prepared rows, with the same bits as by strips; null where there is nothing better.
+  // It runs the pool itself.
+  void (*wide[KIND_COUNT])(const Projection &, const uint8_t *acts, int64_t acts_stride, int64_t rows) = {};
 };
 
 extern const MatmulKernels portable_matmul;
@@ -115,6 +123,7 @@ extern const MatmulKernels avx2_matmul;
 extern const MatmulKernels avx_vnni_matmul;
 extern const MatmulKernels neon_dotprod_matmul;
 extern const MatmulKernels neon_i8mm_matmul;
+extern const MatmulKernels sme_matmul;
 
 // One output of a matmul: out = x W^T (+ bias) (+ residual), (rows, panels.rows). `residual` and x may be `out`.
 struct Projection {

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-KNOWN = ("portable", "neon_dotprod", "neon_i8mm", "avx2", "avx_vnni", "avx512")
+KNOWN = ("portable", "neon_dotprod", "neon_i8mm", "sme", "avx2", "avx_vnni", "avx512")
 
 
 def here() -> list[str]:
