@@ -240,7 +240,8 @@ def _weights(brought: Brought, found: Found) -> Weights:
 
     def layer(i: int) -> list[Stored]:
         of = model.layers[i]
-        linears = (*of.qkv, of.out, of.mlp.gate, of.mlp.up, of.mlp.down)
+        at = of.attention
+        linears = (at.q, at.k, at.v, at.out, of.mlp.gate, of.mlp.up, of.mlp.down)
         return [stored((i, name), w.matrix) for name, w in zip(_NAMES, linears, strict=True)]
 
     q, k, v, *rest = layer(brought.config.layers - 1)

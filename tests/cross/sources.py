@@ -12,6 +12,8 @@ from tests.cross.tools import CPU, ROOT, object_of
 FEATURES = {
     "neon_dotprod.cpp": "-mcpu=generic+v8_2a+dotprod",
     "neon_i8mm.cpp": "-mcpu=generic+v8_2a+dotprod+i8mm",
+    "neon_probe.cpp": "-mcpu=generic+v8_2a+dotprod",
+    "neon_i8mm_probe.cpp": "-mcpu=generic+v8_2a+dotprod+i8mm",
 }
 
 

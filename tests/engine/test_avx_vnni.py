@@ -1,4 +1,4 @@
-"""The kernels of AVX-VNNI, which few machines have: built apart, run with their two instructions emulated, and looked through."""
+"""AVX-VNNI kernels, which few machines run: built apart, their two instructions emulated, and looked through."""
 
 import platform
 import shutil
