@@ -20,10 +20,12 @@ inline __m512 exp_lanes(__m512 x) {
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23)));
 }
 
+// fold() in registers: 8, 4, 2, 1.
 inline float fold_lanes(__m512 v) {
-  alignas(64) float lanes[LANES];
-  _mm512_store_ps(lanes, v);
-  return fold(lanes);
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
 }  // namespace puna::avx512
