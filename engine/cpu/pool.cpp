@@ -1,6 +1,7 @@
 // The pool's two waits: workers for a round, the caller for its end.
 #include "pool.h"
 
+#include <algorithm>
 #include <cassert>
 #include <chrono>
 
@@ -33,9 +34,9 @@ Pool &pool() {
 
 void set_threads(int threads) { the_pool = std::make_unique<Pool>(threads); }
 
-Pool::Pool(int threads) {
+Pool::Pool(int threads) : threads_(std::max(threads, 1)), ranges_(new Range[threads_]) {
   try {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { loop(i); });
   } catch (...) {  // the system has no more threads for us
     stop();
     throw;
@@ -58,38 +59,49 @@ void Pool::start(int64_t units, Call call, const void *context) {
   call_.store(call, std::memory_order_relaxed);
   context_.store(context, std::memory_order_relaxed);
   units_.store(units, std::memory_order_relaxed);
-  finished_.store(0, std::memory_order_relaxed);
+  const uint64_t round = round_.load(std::memory_order_relaxed) + 1;
+  const auto count = [&](int range) { return first_unit(units, range + 1) - first_unit(units, range); };
+  for (int i = 0; i < threads_; ++i) {
+    ranges_[i].finished.store(0, std::memory_order_relaxed);
+    ranges_[i].ticket.store(round << 32 | static_cast<uint64_t>(count(i)), std::memory_order_relaxed);
+  }
   // Sequentially consistent with parked_: a worker that is about to park sees the round, or we see it parked.
-  ticket_.store(((ticket_.load() >> 32) + 1) << 32 | static_cast<uint64_t>(units));
+  round_.store(round);
   if (parked_.load() > 0) {
     { std::lock_guard lock(mutex_); }
     wake_.notify_all();
   }
-  work();
+  work(0);
   const auto deadline = std::chrono::steady_clock::now() + SPIN;
-  while (finished_.load(std::memory_order_acquire) < units) {
-    if (std::chrono::steady_clock::now() < deadline) relax();
-    else std::this_thread::yield();
+  for (int i = 0; i < threads_; ++i) {
+    while (ranges_[i].finished.load(std::memory_order_acquire) < count(i)) {
+      if (std::chrono::steady_clock::now() < deadline) relax();
+      else std::this_thread::yield();
+    }
   }
 }
 
-void Pool::work() noexcept {
-  uint64_t ticket = ticket_.load();
-  const uint64_t round = ticket >> 32;
+void Pool::work(int thread) noexcept {
+  const uint64_t round = round_.load();
   const Call call = call_.load(std::memory_order_relaxed);
   const void *const context = context_.load(std::memory_order_relaxed);
   const int64_t units = units_.load(std::memory_order_relaxed);
-  while (ticket >> 32 == round && (ticket & UINT32_MAX) > 0) {
-    if (!ticket_.compare_exchange_weak(ticket, ticket - 1)) continue;
-    call(context, units - static_cast<int64_t>(ticket & UINT32_MAX));
-    finished_.fetch_add(1, std::memory_order_release);
-    ticket = ticket_.load();
+  for (int i = thread; i < thread + threads_; ++i) {
+    Range &range = ranges_[i % threads_];
+    const int64_t end = first_unit(units, i % threads_ + 1);
+    uint64_t ticket = range.ticket.load();
+    while (ticket >> 32 == (round & UINT32_MAX) && (ticket & UINT32_MAX) > 0) {
+      if (!range.ticket.compare_exchange_weak(ticket, ticket - 1)) continue;
+      call(context, end - static_cast<int64_t>(ticket & UINT32_MAX));
+      range.finished.fetch_add(1, std::memory_order_release);
+      ticket = range.ticket.load();
+    }
   }
 }
 
-void Pool::loop() {
+void Pool::loop(int thread) {
   uint64_t seen = 0;
-  const auto fresh = [&] { return stop_ || ticket_.load() >> 32 != seen; };
+  const auto fresh = [&] { return stop_ || round_.load() != seen; };
   while (true) {
     const auto deadline = std::chrono::steady_clock::now() + SPIN;
     while (!fresh() && std::chrono::steady_clock::now() < deadline) relax();
@@ -100,8 +112,8 @@ void Pool::loop() {
       parked_.fetch_sub(1);
     }
     if (stop_) return;
-    seen = ticket_.load() >> 32;
-    work();
+    seen = round_.load();
+    work(thread);
   }
 }
 

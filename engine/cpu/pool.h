@@ -11,9 +11,11 @@
 
 namespace puna {
 
-// Runs units of work on all threads. Units are claimed one by one, so they may be uneven; which thread runs a unit
-// must never change its result (law 1). One caller at a time: the stream's own thread, which works as thread 0. A round
-// is over when its units are, so a worker that lost its core to another process holds nobody up unless it holds a unit.
+// Runs units of work on all threads. Each thread has a range of neighbouring units, since memory is read fastest on and
+// on (a quarter faster than in chunks of 128 KB that threads take in turns); one that has none left helps the others. Units
+// are claimed one by one, so they may be uneven; which thread runs a unit must never change its result (law 1). One caller
+// at a time: the stream's own thread, which works as thread 0. A round is over when its units are, so a worker that lost
+// its core to another process holds nobody up unless it holds a unit.
 class Pool {
  public:
   explicit Pool(int threads);
@@ -21,13 +23,13 @@ class Pool {
   Pool(const Pool &) = delete;
   Pool &operator=(const Pool &) = delete;
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const { return threads_; }
 
   // Calls f(unit) for each unit in [0, units) and returns when all have returned.
   template <class F>
   void run(int64_t units, const F &f) {
     if (units <= 0) return;
-    if (units == 1 || workers_.empty()) {
+    if (units == 1 || threads_ == 1) {
       for (int64_t u = 0; u < units; ++u) f(u);
       return;
     }
@@ -37,20 +39,27 @@ class Pool {
  private:
   using Call = void (*)(const void *context, int64_t unit);
   void start(int64_t units, Call call, const void *context);
-  void work() noexcept;  // a unit that threw would leave its round open for ever
-  void loop();
+  void work(int thread) noexcept;  // a unit that threw would leave its round open for ever
+  void loop(int thread);
   void stop();
 
+  int threads_;
   std::vector<std::thread> workers_;
   // The round at hand. They change only between rounds, when there is nothing to claim; so whoever claims a unit has
-  // read what belongs to it, provided that he read it after the ticket.
+  // read what belongs to it, provided that he read it after the round's number.
   std::atomic<Call> call_{nullptr};
   std::atomic<const void *> context_{nullptr};
   std::atomic<int64_t> units_{0};
-  // The number of the round in the high 32 bits, how many units are left to claim in the low: a claim counts for one
-  // round alone, and none succeeds once the round has no units left, whatever a latecomer takes for their number.
-  alignas(64) std::atomic<uint64_t> ticket_{0};
-  alignas(64) std::atomic<int64_t> finished_{0};
+  // The round's number is set after everything else.
+  std::atomic<uint64_t> round_{0};
+  struct alignas(64) Range {
+    // The number of the round in the high 32 bits, how many units are left to claim in the low: a claim counts for one
+    // round alone, and none succeeds once the range has no units left, whatever a latecomer takes for their number.
+    std::atomic<uint64_t> ticket{0};
+    std::atomic<int64_t> finished{0};
+  };
+  std::unique_ptr<Range[]> ranges_;  // of each thread
+  int64_t first_unit(int64_t units, int range) const { return units * range / threads(); }
   std::atomic<bool> stop_{false};
   std::atomic<int> parked_{0};
   std::mutex mutex_;
