@@ -1,6 +1,7 @@
 // Paged attention in AVX-512: 32 tokens of a page are two vectors; up to eight queries share each load of keys, up to six
 // each load of values. Multiplications bound it: conversions, loads and comparisons run beside them at no cost.
 #include <algorithm>
+#include <array>
 #include <limits>
 
 #include "attention.h"
@@ -12,7 +13,7 @@ namespace {
 
 using namespace avx512;
 
-constexpr int64_t SCORED = 8, WEIGHED = 6;  // queries that share a load
+constexpr int64_t SCORED = 8, SCORED_TWICE = 6, WEIGHED = 6;  // queries that share a load of keys of one page, of two, of values
 // With more queries than this it pays to widen a page once for all of them.
 constexpr int64_t NARROW = 8;
 
@@ -52,27 +53,37 @@ void prefetch(const char *ahead, int64_t i, int64_t count) {
   for (int64_t byte = 0; byte < count * BYTES<F>; byte += 64) _mm_prefetch(ahead + i * BYTES<F> + byte, _MM_HINT_T1);
 }
 
-// Scores of one page for Q queries: each score is one chain over Dh.
-template <KV F, int Q>
-void score(const float *queries, int64_t head_dim, const void *keys, const char *ahead, float *scores) {
-  __m512 low[Q], high[Q];
+// Scores of P pages for Q queries: each score is one chain over Dh, 2 P Q of them side by side.
+template <KV F, int Q, int P>
+void score(const float *queries, int64_t head_dim, const void *const *keys, const void *const *ahead, float *scores) {
+  __m512 sums[Q][2 * P];
 #pragma GCC unroll 8
-  for (int q = 0; q < Q; ++q) low[q] = high[q] = _mm512_setzero_ps();
+  for (int q = 0; q < Q; ++q) {
+#pragma GCC unroll 4
+    for (int v = 0; v < 2 * P; ++v) sums[q][v] = _mm512_setzero_ps();
+  }
+  const char *from[P], *to_come[P];
+  for (int i = 0; i < P; ++i) from[i] = static_cast<const char *>(keys[i]), to_come[i] = static_cast<const char *>(ahead[i]);
 #pragma GCC unroll 2
   for (int64_t d = 0; d < head_dim; ++d) {
-    const __m512 a = load<F>(keys, d * PAGE), b = load<F>(keys, d * PAGE + 16);
-    if (ahead) prefetch<F>(ahead, d * PAGE, PAGE);
+    __m512 k[2 * P];
+#pragma GCC unroll 4
+    for (int v = 0; v < 2 * P; ++v) k[v] = load<F>(from[v / 2], d * PAGE + v % 2 * 16);
+#pragma GCC unroll 2
+    for (int i = 0; i < P; ++i) {
+      if (to_come[i]) prefetch<F>(to_come[i], d * PAGE, PAGE);
+    }
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q) {
       const __m512 x = _mm512_set1_ps(queries[q * head_dim + d]);
-      low[q] = _mm512_fmadd_ps(x, a, low[q]);
-      high[q] = _mm512_fmadd_ps(x, b, high[q]);
+#pragma GCC unroll 4
+      for (int v = 0; v < 2 * P; ++v) sums[q][v] = _mm512_fmadd_ps(x, k[v], sums[q][v]);
     }
   }
 #pragma GCC unroll 8
   for (int q = 0; q < Q; ++q) {
-    _mm512_storeu_ps(scores + q * PARTITION, low[q]);
-    _mm512_storeu_ps(scores + q * PARTITION + 16, high[q]);
+#pragma GCC unroll 4
+    for (int v = 0; v < 2 * P; ++v) _mm512_store_ps(scores + q * PARTITION + 16 * v, sums[q][v]);
   }
 }
 
@@ -150,9 +161,12 @@ void exponentials(float *p, int64_t first, int64_t last, float *maximum, float *
 }
 
 template <KV F>
-using Score = decltype(&score<F, 1>);
+using Score = decltype(&score<F, 1, 1>);
 template <KV F>
-constexpr Score<F> SCORE[] = {score<F, 1>, score<F, 2>, score<F, 3>, score<F, 4>, score<F, 5>, score<F, 6>, score<F, 7>, score<F, 8>};
+constexpr Score<F> SCORE[2][SCORED] = {{score<F, 1, 1>, score<F, 2, 1>, score<F, 3, 1>, score<F, 4, 1>, score<F, 5, 1>,
+                                        score<F, 6, 1>, score<F, 7, 1>, score<F, 8, 1>},
+                                       {score<F, 1, 2>, score<F, 2, 2>, score<F, 3, 2>, score<F, 4, 2>, score<F, 5, 2>,
+                                        score<F, 6, 2>}};
 template <KV F>
 using Weigh = decltype(&weigh_heads<F, 1>);
 template <KV F>
@@ -180,13 +194,15 @@ struct Work {
   int64_t first(int64_t q) const { return tile.first[q / tile.group]; }
   int64_t last(int64_t q) const { return tile.last[q / tile.group]; }
 
+  // Scores of `count` neighbouring pages, one or two.
   template <KV F>
-  void score_page(int64_t page, const void *keys, const char *ahead) const {
-    const bool all = first(queries() - 1) < (page + 1) * PAGE && last(0) > page * PAGE;
-    shared(queries(), SCORED, [&](int64_t q, int64_t count) {
-      if (!all && (first(q) >= (page + 1) * PAGE || last(q + count - 1) <= page * PAGE)) return;
-      SCORE<F>[count - 1](tile.queries + q * tile.head_dim, tile.head_dim, keys, ahead, scores + q * PARTITION + page * PAGE);
-      ahead = nullptr;
+  void score_pages(int64_t page, int64_t count, const void *const *keys, std::array<const void *, 2> ahead) const {
+    const int64_t begin = page * PAGE, end = begin + count * PAGE;
+    const bool all = first(queries() - 1) < end && last(0) > begin;
+    shared(queries(), count == 1 ? SCORED : SCORED_TWICE, [&](int64_t q, int64_t n) {
+      if (!all && (first(q) >= end || last(q + n - 1) <= begin)) return;
+      SCORE<F>[count - 1][n - 1](tile.queries + q * tile.head_dim, tile.head_dim, keys, ahead.data(), scores + q * PARTITION + begin);
+      ahead = {};
     });
   }
 
@@ -227,14 +243,18 @@ void partition_as(const AttentionTile &tile, const Partial &out) {
   const bool wide = F != KV::f32 && n > NARROW;
   float *const pages = tile.scratch + n * PARTITION;
   const int64_t begin = work.first(0) / PAGE, end = (work.last(n - 1) + PAGE - 1) / PAGE;
-  for (int64_t page = begin; page < end; ++page) {
-    const char *ahead = static_cast<const char *>(page + 1 < end ? tile.keys[page + 1] : tile.values[begin]);
+  // What is read after the keys of page i are the keys, then the values.
+  const auto after = [&](int64_t i) { return i < end ? tile.keys[i] : i - end + begin < end ? tile.values[i - end + begin] : nullptr; };
+  for (int64_t page = begin; page < end;) {
+    const int64_t count = wide || page + 1 == end ? 1 : 2;
     if (wide) {
-      widen<F>(tile.keys[page], width, PAGE, ahead, pages);
-      work.score_page<KV::f32>(page, pages, nullptr);
+      widen<F>(tile.keys[page], width, PAGE, static_cast<const char *>(after(page + 1)), pages);
+      const void *const keys[] = {pages};
+      work.score_pages<KV::f32>(page, 1, keys, {});
     } else {
-      work.score_page<F>(page, tile.keys[page], ahead);
+      work.score_pages<F>(page, count, tile.keys + page, {after(page + count), after(page + count + 1)});
     }
+    page += count;
   }
   for (int64_t q = 0; q < n; ++q) {
     exponentials(work.scores + q * PARTITION, work.first(q), work.last(q), out.maxima + q, out.sums + q);
