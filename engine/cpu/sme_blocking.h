@@ -29,37 +29,40 @@ struct Blocking {
 
 constexpr int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// A block of A is passed once for each panel of B, outputs once for each block of K and in two generations.
+// Outputs are there in two generations, since the last ones are still being taken away.
 constexpr int64_t resident_bytes(const Blocking &block, const OperandBytes &size) {
   return block.rows * block.k * size.a + B_SLOTS * WIDE_COLUMNS * block.k * size.b + 2 * 4 * block.rows * block.columns +
          SUM_SLOTS * WIDE_COLUMNS * block.rows * block.k / size.sum_k * size.sums;
 }
 
-// The most multiply-adds for a byte that crosses the border of the cache, after MpGEMM's model (arXiv 2512.21473): A is
-// read once for each block of columns, B once for each block of rows, outputs twice for each block of K. Half of the cache is
-// ours, as there; its bound on pages is not, since all operands are packed and lie page after page.
+// Multiply-adds for a byte that crosses the border of the cache, after MpGEMM's model (arXiv 2512.21473): A is read once for
+// each block of columns, B once for each block of rows, outputs come and go once for each block of K.
+constexpr double intensity(const Blocking &block, const OperandBytes &size) {
+  const int64_t moved = block.rows * block.k * size.a + block.columns * block.k * size.b + 2 * 4 * block.rows * block.columns;
+  return static_cast<double>(block.rows) * static_cast<double>(block.columns * block.k) / static_cast<double>(moved);
+}
+
+constexpr int64_t MOST_COLUMNS = 16 * WIDE_COLUMNS;
+
+// The block of the most intensity that fits half of the cache, as in the model; its bound on pages is left out, since our
+// operands are packed and lie page after page. Rows are cut only where nothing fits uncut, because each block of rows decodes
+// all weights again. Cuts are even, so that no block is much smaller than the others.
 constexpr Blocking blocking_of(int64_t cache_bytes, const OperandBytes &size, int64_t rows, int64_t columns, int64_t k) {
-  const int64_t most_rows = rounded_up(std::max<int64_t>(rows, 1), TILE_ROWS);
-  const int64_t most_columns = rounded_up(std::max<int64_t>(columns, 1), WIDE_COLUMNS);
-  const int64_t most_k = rounded_up(std::max<int64_t>(k, 1), SUPERBLOCK);
-  Blocking best{TILE_ROWS, WIDE_COLUMNS, SUPERBLOCK};
-  double most = 0;
-  // Cuts are even, so that no block is much smaller than the others.
-  for (int64_t row_cuts = 1; row_cuts <= most_rows / TILE_ROWS; row_cuts *= 2) {
-    for (int64_t k_cuts = 1; k_cuts <= most_k / SUPERBLOCK; ++k_cuts) {
-      for (int64_t at = 1; at <= 16; ++at) {
-        const Blocking block{rounded_up((most_rows + row_cuts - 1) / row_cuts, TILE_ROWS),
-                             std::min(at * WIDE_COLUMNS, most_columns),
-                             rounded_up((most_k + k_cuts - 1) / k_cuts, SUPERBLOCK)};
-        if (resident_bytes(block, size) > cache_bytes / 2) continue;
-        const double work = static_cast<double>(block.rows) * block.columns * block.k;
-        const double moved = static_cast<double>(block.rows * block.k * size.a + block.columns * block.k * size.b +
-                                                 2 * 4 * block.rows * block.columns);
-        if (work / moved > most) most = work / moved, best = block;
+  const int64_t most_columns = std::min(MOST_COLUMNS, rounded_up(std::max<int64_t>(columns, 1), WIDE_COLUMNS));
+  const auto part = [](int64_t n, int64_t cuts, int64_t unit) { return rounded_up((std::max<int64_t>(n, 1) + cuts - 1) / cuts, unit); };
+  for (int64_t row_cuts = 1;; row_cuts *= 2) {
+    Blocking best{};
+    double most = 0;
+    for (int64_t k_cuts = 1; k_cuts <= part(k, 1, SUPERBLOCK) / SUPERBLOCK; ++k_cuts) {
+      for (int64_t wide = WIDE_COLUMNS; wide <= most_columns; wide += WIDE_COLUMNS) {
+        const Blocking block{part(rows, row_cuts, TILE_ROWS), wide, part(k, k_cuts, SUPERBLOCK)};
+        const double found = intensity(block, size);
+        if (resident_bytes(block, size) <= cache_bytes / 2 && found > most) most = found, best = block;
       }
     }
+    if (most > 0) return best;
+    if (part(rows, row_cuts, TILE_ROWS) == TILE_ROWS) return {TILE_ROWS, WIDE_COLUMNS, SUPERBLOCK};
   }
-  return best;
 }
 
 }  // namespace puna

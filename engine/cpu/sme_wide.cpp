@@ -14,6 +14,7 @@ namespace {
 // Scales are written with B and read with the sums: a step is decoded when that of B_SLOTS before is multiplied, which is when
 // that of SUM_SLOTS before that one is finished.
 constexpr int64_t SCALE_SLOTS = B_SLOTS + SUM_SLOTS;
+constexpr int64_t SETS = 4;  // at least, of a unit's share, so that others find groups that are not opened
 constexpr int64_t ALIGNMENT = 128;  // a cache line of Apple's
 
 // What all of the work of a projection shares.
@@ -359,8 +360,8 @@ void multiply(const Projection &p, const WideActs &acts, const SmeMachine &machi
   const Panels &panels = *p.panels;
   const int64_t groups = (panels.rows + WIDE_COLUMNS - 1) / WIDE_COLUMNS;
   const int64_t units = std::clamp<int64_t>(std::min(machine.units, machine.crew.threads), 1, std::min(groups, MOST_UNITS));
-  const Blocking block = blocking_of(machine.cache_bytes, Work::SIZE, acts.rows, (groups + units - 1) / units * WIDE_COLUMNS,
-                                     panels.superblocks * SUPERBLOCK);
+  const int64_t set = (groups + units * SETS - 1) / (units * SETS) * WIDE_COLUMNS;
+  const Blocking block = blocking_of(machine.cache_bytes, Work::SIZE, acts.rows, set, panels.superblocks * SUPERBLOCK);
   for (int64_t row = 0; row < acts.rows; row += block.rows) {
     const int64_t at = row * panels.rows;
     const Projection moved{p.panels, p.bias, p.residual ? p.residual + at : nullptr, p.out + at};
