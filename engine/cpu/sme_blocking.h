@@ -38,18 +38,21 @@ constexpr int64_t resident_bytes(const Blocking &block, const OperandBytes &size
 // Multiply-adds for a byte that crosses the border of the cache, after MpGEMM's model (arXiv 2512.21473): A is read once for
 // each block of columns, B once for each block of rows, outputs come and go once for each block of K.
 constexpr double intensity(const Blocking &block, const OperandBytes &size) {
-  const int64_t moved = block.rows * block.k * size.a + block.columns * block.k * size.b + 2 * 4 * block.rows * block.columns;
-  return static_cast<double>(block.rows) * static_cast<double>(block.columns * block.k) / static_cast<double>(moved);
+  const int64_t outputs = block.rows * block.columns;
+  const int64_t moved = block.rows * block.k * size.a + block.columns * block.k * size.b + 2 * 4 * outputs;
+  return static_cast<double>(outputs) * static_cast<double>(block.k) / static_cast<double>(moved);
 }
 
 constexpr int64_t MOST_COLUMNS = 16 * WIDE_COLUMNS;
 
 // The block of the most intensity that fits half of the cache, as in the model; its bound on pages is left out, since our
-// operands are packed and lie page after page. Rows are cut only where nothing fits uncut, because each block of rows decodes
-// all weights again. Cuts are even, so that no block is much smaller than the others.
+// operands are packed and lie page after page. Rows are cut only where nothing fits uncut, because each block of rows
+// decodes all weights again. Cuts are even, so that no block is much smaller than the others.
 constexpr Blocking blocking_of(int64_t cache_bytes, const OperandBytes &size, int64_t rows, int64_t columns, int64_t k) {
   const int64_t most_columns = std::min(MOST_COLUMNS, rounded_up(std::max<int64_t>(columns, 1), WIDE_COLUMNS));
-  const auto part = [](int64_t n, int64_t cuts, int64_t unit) { return rounded_up((std::max<int64_t>(n, 1) + cuts - 1) / cuts, unit); };
+  const auto part = [](int64_t n, int64_t cuts, int64_t unit) {
+    return rounded_up((std::max<int64_t>(n, 1) + cuts - 1) / cuts, unit);
+  };
   for (int64_t row_cuts = 1;; row_cuts *= 2) {
     Blocking best{};
     double most = 0;

@@ -11,8 +11,8 @@
 namespace puna {
 namespace {
 
-// Scales are written with B and read with the sums: a step is decoded when that of B_SLOTS before is multiplied, which is when
-// that of SUM_SLOTS before that one is finished.
+// Scales are written with B and read with the sums: a step is decoded when that of B_SLOTS before is multiplied, which is
+// when that of SUM_SLOTS before that one is finished.
 constexpr int64_t SCALE_SLOTS = B_SLOTS + SUM_SLOTS;
 constexpr int64_t SETS = 4;  // at least, of a unit's share, so that others find groups that are not opened
 constexpr int64_t ALIGNMENT = 128;  // a cache line of Apple's
@@ -45,7 +45,8 @@ class Groups {
     uint64_t state = state_.load(std::memory_order_relaxed);
     while (front(state) <= first && front(state) < back(state)) {
       const auto next = static_cast<uint64_t>(std::min(front(state) + most, back(state)));
-      if (state_.compare_exchange_weak(state, next << 32 | (state & UINT32_MAX), std::memory_order_relaxed)) state = state_.load();
+      const uint64_t opened = next << 32 | (state & UINT32_MAX);
+      if (state_.compare_exchange_weak(state, opened, std::memory_order_relaxed)) state = opened;
     }
     return front(state);
   }
@@ -75,8 +76,9 @@ class Steps {
   Step at(int64_t step) {
     const int64_t set = step / (wide_ * cuts_), in_set = step % (wide_ * cuts_), width = this->width(step);
     const int64_t cut = in_set / width, from = cut * deep_;
-    return {begin_ + set * wide_ + in_set % width, set % 2 * wide_ + in_set % width, from, std::min(deep_, all_ - from), cut == 0,
-            cut == cuts_ - 1};
+    const int64_t group = in_set % width;
+    return {begin_ + set * wide_ + group, set % 2 * wide_ + group, from, std::min(deep_, all_ - from),
+            cut == 0, cut == cuts_ - 1};
   }
   Groups &groups() { return groups_; }
 
@@ -95,7 +97,9 @@ PanelPart part_of(const Job &job, const Step &step, int64_t quarter) {
   const Panels &panels = *job.p->panels;
   return {&panels, std::min(step.group * 4 + quarter, panels.count() - 1), step.superblock, step.superblocks};
 }
-bool has_panel(const Job &job, const Step &step, int64_t quarter) { return step.group * 4 + quarter < job.p->panels->count(); }
+bool has_panel(const Job &job, const Step &step, int64_t quarter) {
+  return step.group * 4 + quarter < job.p->panels->count();
+}
 
 // A tile of finished outputs, (4, 16, 16), to where they go.
 void finish_tile(const Job &job, const Step &step, int64_t tile, const float *acc) {
@@ -146,8 +150,8 @@ class FloatWork {
   }
   void multiply(int64_t number) {
     const Step step = order_.at(number);
-    SmeF32 call{reinterpret_cast<const float *>(a_ + step.superblock * SUPERBLOCK * TILE_ROWS * 4), tile_bytes(job_), b(number),
-                c(step), step.superblocks * SUPERBLOCK, job_.tiles(), !step.first, {}};
+    const auto *a = reinterpret_cast<const float *>(a_ + step.superblock * SUPERBLOCK * TILE_ROWS * 4);
+    SmeF32 call{a, tile_bytes(job_), b(number), c(step), step.superblocks * SUPERBLOCK, job_.tiles(), !step.first, {}};
     if (DECODED) return puna_sme_f32(&call);
     for (int64_t quarter = 0; quarter < 4; ++quarter) call.panels[quarter] = part_of(job_, step, quarter).at();
     const Number number_type = job_.p->panels->shape().number;
@@ -211,8 +215,9 @@ class IntegerWork {
   void multiply(int64_t number) {
     const Step step = order_.at(number);
     const int64_t gap = mins_ == SUM_STEPS ? PAIR_STEPS : 0, read = I16_STEPS + gap + mins_;
-    const SmeI16 call{a_ + 2 * step.superblock * I16_BLOCK_BYTES, tile_bytes(job_), b(number), sums(number), 2 * step.superblocks,
-                      job_.tiles(), I16_STEPS, mins_, gap * I16_STEP_BYTES, I16_BLOCK_BYTES - read * I16_STEP_BYTES};
+    const SmeI16 call{a_ + 2 * step.superblock * I16_BLOCK_BYTES, tile_bytes(job_), b(number), sums(number),
+                      2 * step.superblocks, job_.tiles(), I16_STEPS, mins_, gap * I16_STEP_BYTES,
+                      I16_BLOCK_BYTES - read * I16_STEP_BYTES};
     puna_sme_i16(&call);
   }
   void finish(int64_t number, int64_t tile) {
@@ -222,8 +227,8 @@ class IntegerWork {
     float *acc = c_ + step.place * place_floats(job_) + tile * TILE_FLOATS;
     for (int64_t quarter = 0; quarter < 4 && has_panel(job_, step, quarter); ++quarter) {
       const int64_t corner = quarter * TILE_ROWS * COLUMNS;
-      add_blocks(BlockSums{sums(number) + tile * count * stride + corner, stride, mins_ > 0, scales(number), quarter * COLUMNS,
-                           act_scales + 2 * step.superblock * TILE_ROWS, count},
+      add_blocks(BlockSums{sums(number) + tile * count * stride + corner, stride, mins_ > 0, scales(number),
+                           quarter * COLUMNS, act_scales + 2 * step.superblock * TILE_ROWS, count},
                  step.first, acc + corner);
     }
     if (step.last) finish_tile(job_, step, tile, acc);
@@ -270,8 +275,8 @@ struct Share {
       : steps(job, begin, end), work(job, steps, shared, own), line(work) {}
 };
 
-// What threads do that no unit needs now: a group that no unit has opened, by the strips that few rows go through. They share
-// one group, a block of rows each, so that nobody is long away from the units.
+// What threads do that no unit needs now: a group that no unit has opened, by the strips that few rows go through. They
+// share one group, a block of rows each, so that nobody is long away from the units.
 class Spare {
  public:
   Spare(const Job &job, const MatmulKernels *kernels) : job_(job), kernels_(kernels) {}
@@ -288,9 +293,10 @@ class Spare {
     }
     const std::optional<int64_t> group = take();
     if (!group) return false;
-    int64_t end = job_.acts.rows;  // of the rows that are ours alone: all, if another thread was faster to share a group
-    if (state_.compare_exchange_strong(state, static_cast<uint64_t>(*group) << 32 | ROWS, std::memory_order_relaxed)) end = ROWS;
-    for (int64_t first = 0; first < std::min(end, job_.acts.rows); first += ROWS) multiply(*group, first);
+    const uint64_t shared = static_cast<uint64_t>(*group) << 32 | ROWS;
+    const bool is_shared = state_.compare_exchange_strong(state, shared, std::memory_order_relaxed);
+    const int64_t ours = is_shared ? ROWS : job_.acts.rows;  // all, if another thread was faster to share a group
+    for (int64_t first = 0; first < ours; first += ROWS) multiply(*group, first);
     return true;
   }
 
@@ -375,8 +381,14 @@ void multiply(const Projection &p, const WideActs &acts, const SmeMachine &machi
 
 }  // namespace
 
-void sme_dense(const Projection &p, const WideActs &acts, const SmeMachine &machine) { multiply<FloatWork<false>>(p, acts, machine); }
-void sme_decoded(const Projection &p, const WideActs &acts, const SmeMachine &machine) { multiply<FloatWork<true>>(p, acts, machine); }
-void sme_subscaled(const Projection &p, const WideActs &acts, const SmeMachine &machine) { multiply<IntegerWork>(p, acts, machine); }
+void sme_dense(const Projection &p, const WideActs &acts, const SmeMachine &machine) {
+  multiply<FloatWork<false>>(p, acts, machine);
+}
+void sme_decoded(const Projection &p, const WideActs &acts, const SmeMachine &machine) {
+  multiply<FloatWork<true>>(p, acts, machine);
+}
+void sme_subscaled(const Projection &p, const WideActs &acts, const SmeMachine &machine) {
+  multiply<IntegerWork>(p, acts, machine);
+}
 
 }  // namespace puna

@@ -8,7 +8,7 @@ from pathlib import Path
 
 D, N, M, A = 0, 5, 16, 10  # where an instruction names general registers
 
-# name, bits that are fixed, their values, places of general registers, where it may be: in streaming mode, outside, both
+# name, bits that are fixed, their values, places of general registers, where it may be
 _STREAMING, _OUTSIDE, _BOTH = (True,), (False,), (False, True)
 _TABLE = (
     ("fmopa", 0xFFE0001C, 0x80800000, (), _STREAMING),
@@ -142,7 +142,7 @@ def check(name: str, body: list[Instruction]) -> None:
         assert streaming in one.where, f"{here}: streaming is {streaming}"
         if one.name in ("stp d", "ldp d"):
             mode, offset = one.field(23, 2), (one.field(15, 7) ^ 64) - 64
-            assert mode != 0 and one.registers == (31,), f"{here}: a form not expected"
+            assert (mode in (1, 2, 3), one.registers) == (True, (31,)), f"{here}: a form not expected"
             stack += 8 * offset if mode == 3 else 0
             place = stack + (8 * offset if mode == 2 else 0)
             slots = saved if one.name == "stp d" else restored
@@ -162,8 +162,6 @@ def check(name: str, body: list[Instruction]) -> None:
 
 def inner_loops(body: list[Instruction]) -> list[Counter[str]]:
     """What the loops consist of in which there is no other loop."""
-    back = [
-        (i + one.jump(), i) for i, one in enumerate(body) if one.name in ("b", "b.cond", "cbz") and one.jump() < 0
-    ]
+    back = [(i + one.jump(), i) for i, one in enumerate(body) if one.name in ("b", "b.cond", "cbz") and one.jump() < 0]
     inner = [(a, b) for a, b in back if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in back)]
     return [Counter(one.name for one in body[a : b + 1]) for a, b in inner]

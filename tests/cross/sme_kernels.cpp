@@ -140,10 +140,14 @@ void i16(int64_t rows, int64_t blocks, int64_t steps, int64_t min_steps, int64_t
   const int64_t a_block = (all + gap + skipped) * 32, tile_words = blocks * a_block, kinds = min_steps ? 2 : 1;
   Guarded<int16_t> a(tiles * tile_words), b(blocks * all * 128);
   Guarded<int32_t> sums(tiles * blocks * kinds * TILE_FLOATS);
+  const auto step_of = [&](int64_t i) {
+    const int64_t step = i / 2 % all;
+    return step < steps ? step : step + gap;
+  };
   for (int64_t t = 0; t < tiles; ++t)
     for (int64_t i = 0; i < blocks * all * 2; ++i)
       for (int64_t r = 0; r < 16; ++r)
-        a[t * tile_words + i / (2 * all) * a_block + (i % (2 * all) / 2 + (i % (2 * all) < 2 * steps ? 0 : gap)) * 32 + 2 * r + i % 2] =
+        a[t * tile_words + i / (2 * all) * a_block + step_of(i) * 32 + 2 * r + i % 2] =
             x[std::min(t * 16 + r, rows - 1) * blocks * all * 2 + i];
   for (int64_t i = 0; i < blocks * all * 2; ++i)
     for (int64_t n = 0; n < 64; ++n) b[i / 2 * 128 + 2 * n + i % 2] = w[i * 64 + n];
@@ -170,7 +174,8 @@ void i16_pack(int64_t rows, int64_t blocks) {
     for (size_t i = 0; i < sizeof one; ++i) reinterpret_cast<uint8_t *>(&one)[i] = static_cast<uint8_t>(rng());
   Guarded<int16_t> a(tiles * tile_words);
   for (int64_t t = 0; t < tiles; ++t)
-    kept(puna_sme_i16_pack, sixteen(acts.data(), blocks, t, rows).data(), blocks, static_cast<void *>(a.get() + t * tile_words));
+    kept(puna_sme_i16_pack, sixteen(acts.data(), blocks, t, rows).data(), blocks,
+         static_cast<void *>(a.get() + t * tile_words));
   for (int64_t t = 0; t < tiles; ++t)
     for (int64_t i = 0; i < blocks * 140; ++i)
       for (int64_t r = 0; r < 16; ++r) {

@@ -72,8 +72,9 @@ struct Prepared {
 void by_strips(const Projection &p, const WideActs &acts) {
   const Panels &w = *p.panels;
   for (int64_t r = 0; r < acts.rows; r += STRIP_ROWS)
-    portable_matmul.strips[w.kind](Strip{w.panel(0), w.panel_bytes, w.superblocks, w.group, w.rows, acts.data + r * acts.stride,
-                                         acts.stride, std::min(STRIP_ROWS, acts.rows - r), p.out + r * w.rows, w.rows, p.bias,
+    portable_matmul.strips[w.kind](Strip{w.panel(0), w.panel_bytes, w.superblocks, w.group, w.rows,
+                                         acts.data + r * acts.stride, acts.stride, std::min(STRIP_ROWS, acts.rows - r),
+                                         p.out + r * w.rows, w.rows, p.bias,
                                          p.residual ? p.residual + r * w.rows : nullptr});
 }
 
@@ -91,8 +92,10 @@ Panels decoded(const Panels &panels) {
 }
 
 bool equal(const std::vector<float> &a, const std::vector<float> &b) {
-  for (size_t i = 0; i < a.size(); ++i)
-    if (std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i]) && !(std::isnan(a[i]) && std::isnan(b[i]))) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const bool both_none = std::isnan(a[i]) && std::isnan(b[i]);
+    if (!both_none && std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i])) return false;
+  }
   return true;
 }
 
@@ -102,8 +105,8 @@ void compare(const char *what, size_t kind, int64_t rows, int64_t columns, int64
              const std::vector<float> &want) {
   if (equal(got, want)) return;
   ++failures;
-  std::printf("%s: kind %zu, %lld x %lld x %lld\n", what, kind, static_cast<long long>(rows), static_cast<long long>(columns),
-              static_cast<long long>(cols));
+  std::printf("%s: kind %zu, %lld x %lld x %lld\n", what, kind, static_cast<long long>(rows),
+              static_cast<long long>(columns), static_cast<long long>(cols));
 }
 
 void one(size_t kind, int64_t rows, int64_t columns, int64_t cols, const SmeMachine &machine) {

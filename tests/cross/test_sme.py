@@ -1,0 +1,112 @@
+"""SME: kernels and whole projections in an emulator, its loop under threads, and what its objects consist of."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cross.disassembly import check, functions, inner_loops
+from tests.cross.sources import with_formats
+from tests.cross.tools import APPLE_M4, CPU, LINUX, MACOS, STANDARD, object_of, ran, require_compiler
+
+HERE = Path(__file__).parent
+ASSEMBLY = [CPU / "sme_f32.S", CPU / "sme_i16.S"]
+LOOPS = [CPU / f"{name}.cpp" for name in ("sme_wide", "sme_operands", "sme_units", "portable_matmul", "panels", "pool")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sme")
+
+
+def linked(driver: str, sources: list[Path], folder: Path) -> Path:
+    """A program with the run-time library of C++, which the compiler builds the first time: for a minute or two."""
+    require_compiler()
+    program = folder / driver
+    options = [*(o for o in STANDARD if not o.startswith("-fno-")), with_formats(folder)]
+    files = [str(HERE / f"{driver}.cpp"), *map(str, sources + ASSEMBLY)]
+    command = [sys.executable, "-m", "ziglang", "c++", "-target", LINUX, *options, *files, "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@pytest.fixture(scope="module")
+def wide(folder: Path) -> Path:
+    return linked("sme_wide", LOOPS, folder)
+
+
+def test_kernels_are_chains_of_fma_and_exact_sums_and_keep_what_is_not_theirs(folder: Path) -> None:
+    assert ran(linked("sme_kernels", [], folder), cpu=APPLE_M4) == "ok\n"
+
+
+@pytest.mark.parametrize("threads_and_units", ["1 1", "3 1", "4 2"])
+def test_a_projection_has_the_bits_of_the_portable_kernels(threads_and_units: str, wide: Path) -> None:
+    assert ran(wide, threads_and_units.split(), cpu=APPLE_M4) == "ok\n"
+
+
+@pytest.mark.parametrize("cpu", ["max,sve=off,sme256=on", "max,sve=off,sme128=on", "max,sme=off", "cortex-a76"])
+def test_other_vector_lengths_and_machines_without_sme_are_refused(cpu: str, wide: Path) -> None:
+    assert ran(wide, ["1", "1"], cpu=cpu) == "refused\n"
+
+
+@pytest.mark.parametrize("sanitizer", [[], ["-fsanitize=thread"]], ids=["plain", "thread-sanitizer"])
+def test_a_line_keeps_its_slots_apart_and_blocks_fit_the_cache(sanitizer: list[str], folder: Path) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    program = folder / "line"
+    options = ["-std=c++20", "-O1", "-pthread", *sanitizer, f"-I{CPU}", with_formats(folder)]
+    built = subprocess.run(
+        ["c++", *options, str(HERE / "sme_line.cpp"), "-o", str(program)], capture_output=True, text=True, check=False
+    )
+    if built.returncode and sanitizer:
+        pytest.skip("the compiler has no thread sanitizer")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def check_all(made: Path) -> None:
+    found = functions(made)
+    assert found
+    for name, body in found.items():
+        check(name, body)
+
+
+@pytest.mark.parametrize("target", [LINUX, MACOS])
+@pytest.mark.parametrize("source", ASSEMBLY, ids=lambda path: path.name)
+def test_objects_hold_only_what_a_cpu_without_sve_and_the_abi_allow(source: Path, target: str, tmp_path: Path) -> None:
+    check_all(object_of(source, target, [], tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("mov x18, x0", "x18"),
+        ("bl elsewhere", "not an instruction"),
+        ("blr x1", "not an instruction"),
+        ("mrs x0, tpidr_el0", "not an instruction"),
+        ("fadd v0.4s, v0.4s, v0.4s", "not an instruction"),
+        ("ret", "streaming is True"),
+        ("smstop\n ptrue p0.b\n smstart", "streaming is False"),
+        ("ldp d8, d9, [sp, #16]", "streaming is True"),
+        ("smstop\n str x19, [sp, #-16]!\n smstart", "not an instruction"),
+    ],
+)
+def test_the_guard_of_objects_sees_each_trap(line: str, complaint: str, tmp_path: Path) -> None:
+    source = tmp_path / "trap.S"
+    source.write_text(f'#include "{CPU}/sme_asm.h"\n .globl trap\ntrap:\n enter\n {line}\n leave\n')
+    made = object_of(source, LINUX, [], tmp_path)
+    with pytest.raises(AssertionError, match=complaint):
+        check_all(made)
+
+
+def test_the_inner_loops_have_one_load_for_each_of_their_outer_products_by_four(tmp_path: Path) -> None:
+    for source, product in zip(ASSEMBLY, ("fmopa", "smopa"), strict=True):
+        name = f"puna_{source.stem}"
+        loop = inner_loops(functions(object_of(source, LINUX, [], tmp_path))[name])[0]
+        # Eight steps: a load of four vectors of B for each, one of A for four.
+        assert (loop[product], loop["ld1w x4"]) == (32, 10)
+        assert loop.total() <= 54
