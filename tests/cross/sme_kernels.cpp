@@ -194,7 +194,7 @@ int main() {
   want(puna_sme_vector_bytes() == 64, "this is for vectors of 512 bits");
   if (failures) return 1;
   for (const int64_t rows : {1, 2, 7, 15, 16, 17, 33, 63, 64, 65})
-    for (const int64_t k : {1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 63, 64, 65, 127, 256}) {
+    for (const int64_t k : {1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 31, 32, 33, 48, 49, 63, 64, 65, 127, 256}) {
       f32(rows, k, {k}, -1, false);
       if (rows % 16 == 1) f32(rows, k, {k}, static_cast<int>(k % 3), false);
     }

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.cross.disassembly import check, functions, inner_loops
+from tests.cross.sme_counts import ASSEMBLY, CALLS, MACS, ROWS, Count, K, counted, table, table_of_shares
 from tests.cross.sources import with_formats
-from tests.cross.tools import APPLE_M4, CPU, LINUX, MACOS, STANDARD, object_of, ran, require_compiler
+from tests.cross.tools import APPLE_M4, CPU, LINUX, MACOS, ROOT, STANDARD, object_of, ran, require_compiler
 
 HERE = Path(__file__).parent
-ASSEMBLY = [CPU / "sme_f32.S", CPU / "sme_i16.S"]
 LOOPS = [CPU / f"{name}.cpp" for name in ("sme_wide", "sme_operands", "sme_units", "portable_matmul", "panels", "pool")]
 
 
@@ -110,3 +110,24 @@ def test_the_inner_loops_have_one_load_for_each_of_their_outer_products_by_four(
         # Eight steps: a load of four vectors of B for each, one of A for four.
         assert (loop[product], loop["ld1w x4"]) == (32, 10)
         assert loop.total() <= 54
+
+
+@pytest.fixture(scope="module")
+def counts(folder: Path) -> list[Count]:
+    return counted(folder)
+
+
+def test_kernels_execute_the_ideal_number_of_outer_products_and_at_most_as_much_else(counts: list[Count]) -> None:
+    for count in counts[: len(CALLS)]:
+        # A step of minima serves 128 values of K, and is four products for each 16 rows as a step of two values is.
+        minima = count.executed["smops"]
+        assert minima == (4 * count.call.option * (ROWS // 16) * (K // 128) if "int16" in count.call.name else 0)
+        products = count.executed["fmopa"] + count.executed["smopa"]
+        assert products == count.ideal == MACS // count.call.macs_a_product
+        assert count.executed.total() < (1.85 if "float32" in count.call.name else 2.2) * products
+
+
+def test_the_counts_in_the_docs_are_those_of_the_kernels(counts: list[Count]) -> None:
+    text = (ROOT / "docs" / "sme.md").read_text()
+    assert table(counts) in text
+    assert table_of_shares(counts) in text

@@ -72,6 +72,18 @@ def ran(program: Path, args: Sequence[str] = (), cpu: str = APPLE_M4) -> str:
     return done.stdout
 
 
+def traced(program: Path, args: Sequence[str], cpu: str, folder: Path) -> tuple[str, list[int]]:
+    """What the program prints, and the address of every instruction that it executed."""
+    require_emulator()
+    log = folder / "trace"
+    command = [EMULATOR, "-cpu", cpu, "-one-insn-per-tb", "-d", "exec,nochain", "-D", log, program, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    with log.open() as lines:
+        addresses = [int(line.split("/", 2)[1], 16) for line in lines if line.startswith("Trace")]
+    log.unlink()
+    return done.stdout, addresses
+
+
 def _missing(what: str) -> None:
     if os.environ.get("PUNA_CROSS") == "required":
         pytest.fail(what)
