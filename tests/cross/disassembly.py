@@ -135,7 +135,9 @@ def _string(data: bytes, at: int) -> str:
 
 def check(name: str, body: list[Instruction]) -> None:
     """What the ABI and a machine without SVE ask of a function that enters streaming mode."""
-    streaming, stack, saved, restored = False, 0, {}, {}
+    streaming, stack = False, 0
+    saved: dict[int, int] = {}  # where each register of doubles lies, from the stack pointer at entry
+    restored: dict[int, int] = {}
     for i, one in enumerate(body):
         here = f"{name} + {4 * i}: {one.name}"
         assert 18 not in one.registers, f"{here}: x18 is the system's"

@@ -1,5 +1,5 @@
-// A program: one call of an SME kernel, for its instructions to be counted. Arguments: kernel, rows, k, option (whether to go
-// on, or the steps of minima). Prints where the kernel lies.
+// A program: one call of an SME kernel, for its instructions to be counted. Arguments: kernel, rows, k, option (whether to
+// go on, or the steps of minima). Prints where the kernel lies.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

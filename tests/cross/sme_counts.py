@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cross.disassembly import functions
+from tests.cross.disassembly import Instruction, functions
 from tests.cross.sources import with_formats
 from tests.cross.tools import APPLE_M4, CPU, LINUX, compiled, object_of, require_emulator, traced
 
@@ -69,7 +69,7 @@ class Count:
 def counted(folder: Path) -> list[Count]:
     """Every kernel's call, in the emulator, and packing of 16 rows."""
     require_emulator()
-    bodies = {}
+    bodies: dict[str, list[Instruction]] = {}
     objects = [object_of(DRIVER, LINUX, [with_formats(folder)], folder)]
     for source in ASSEMBLY:
         objects.append(object_of(source, LINUX, [], folder))

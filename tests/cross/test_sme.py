@@ -9,8 +9,8 @@ import pytest
 
 from tests.cross.disassembly import check, functions, inner_loops
 from tests.cross.sme_counts import ASSEMBLY, CALLS, MACS, ROWS, Count, K, counted, table, table_of_shares
-from tests.cross.sources import with_formats
-from tests.cross.tools import APPLE_M4, CPU, LINUX, MACOS, ROOT, STANDARD, object_of, ran, require_compiler
+from tests.cross.sources import objects_of, with_formats
+from tests.cross.tools import APPLE_M4, CPU, LINUX, MACOS, ROOT, object_of, ran
 
 HERE = Path(__file__).parent
 LOOPS = [CPU / f"{name}.cpp" for name in ("sme_wide", "sme_operands", "sme_units", "portable_matmul", "panels", "pool")]
@@ -23,11 +23,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def linked(driver: str, sources: list[Path], folder: Path) -> Path:
     """A program with the run-time library of C++, which the compiler builds the first time: for a minute or two."""
-    require_compiler()
-    program = folder / driver
-    options = [*(o for o in STANDARD if not o.startswith("-fno-")), with_formats(folder)]
-    files = [str(HERE / f"{driver}.cpp"), *map(str, sources + ASSEMBLY)]
-    command = [sys.executable, "-m", "ziglang", "c++", "-target", LINUX, *options, *files, "-o", str(program)]
+    own = folder / driver
+    own.mkdir()  # a driver may have the name of a source
+    options = ["-fexceptions", "-fthreadsafe-statics", with_formats(folder)]
+    objects = objects_of(sources, LINUX, options, folder)
+    objects += [object_of(source, LINUX, [], folder) for source in ASSEMBLY]
+    objects.append(object_of(HERE / f"{driver}.cpp", LINUX, options, own))
+    program = own / "program"
+    command = [sys.executable, "-m", "ziglang", "c++", "-target", LINUX, "-static", *map(str, objects)]
+    command += ["-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return program

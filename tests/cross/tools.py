@@ -76,8 +76,8 @@ def traced(program: Path, args: Sequence[str], cpu: str, folder: Path) -> tuple[
     """What the program prints, and the address of every instruction that it executed."""
     require_emulator()
     log = folder / "trace"
-    command = [EMULATOR, "-cpu", cpu, "-one-insn-per-tb", "-d", "exec,nochain", "-D", log, program, *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    logging = ("-one-insn-per-tb", "-d", "exec,nochain", "-D", str(log))
+    done = subprocess.run([EMULATOR, "-cpu", cpu, *logging, program, *args], capture_output=True, text=True, check=True)
     with log.open() as lines:
         addresses = [int(line.split("/", 2)[1], 16) for line in lines if line.startswith("Trace")]
     log.unlink()
