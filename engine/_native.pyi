@@ -15,7 +15,7 @@ def int8_peak() -> float:
     """Operations a second of all threads with the kernels in use; a multiply-add is two."""
 
 def fp32_peak() -> float: ...
-def read_rates(bytes: int, passes: int) -> list[float]:  # noqa: A002  as the extension calls it
+def read_rate(bytes: int) -> float:  # noqa: A002  as the extension calls it
     """Bytes a second at which all threads read a buffer of so many bytes, pass by pass."""
 
 class Panels:

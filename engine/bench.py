@@ -1,9 +1,8 @@
 """The measuring side of `puna bench`, a process of its own: loads a model and times the passes that an engine runs."""
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -14,13 +13,14 @@ import msgspec
 import numpy as np
 
 from engine.batch import Batch, Span
-from engine.bench_report import Asked, Line, Machine, Report
+from engine.bench_report import Asked, Machine, Report
+from engine.bench_samples import Burst, Measurement, line_of
 from engine.child import fault_of
 from engine.chips import BANDWIDTHS, chip
 from engine.load import Brought, bring, start_cpu
 from engine.memory import token_bytes
 from engine.messages import Fault
-from engine.roofline import Stored, Weights, Work, bound, decode_work, prefill_work
+from engine.roofline import Stored, Weights, decode_work, prefill_work
 from engine.scheduler import PREFILL
 from kvcache.pages import PAGE
 from models.config import ModelConfig, config_of
@@ -34,7 +34,8 @@ from quant.open import open_checkpoint
 
 BATCHES = (8, 16)
 BEFORE = 128  # tokens before those that short decoding makes
-BUFFER, PASSES = 2**28, 3  # bytes that the probe reads, several times a large last cache, and how often at a time
+BURST = 4  # steps of decoding between two readings of the memory's rate: about a tenth of a second
+BUFFER = 2**28  # bytes that the probe reads, several times a large last cache
 LONG_LESS = 3  # the long prefill is measured so many times less often than the rest
 LEAST = 1024  # tokens of context below which a long measurement says nothing
 
@@ -74,23 +75,8 @@ class Sizes:
         return PAGE * (pages(self.context) + max(BATCHES) * pages(self.before + self.steps))
 
 
-@dataclass
-class Test:
-    """Something to measure, and what came of it: seconds of each sample, and the read rates taken beside them."""
-
-    name: str
-    sequences: int
-    context: int
-    tokens: int
-    run: Callable[[], None]
-    work: Work  # of one sample
-    times: int  # samples
-    seconds: list[float] = field(default_factory=list)
-    reads: list[float] = field(default_factory=list)
-
-
 class Probe:
-    """The machine's rates. Those of reading are taken beside each sample: they drift where others share the machine."""
+    """The machine's rates. Those of reading are taken beside each burst: they drift where others share the machine."""
 
     def __init__(self, device: str, threads: int | None) -> None:
         self.reads: list[float] = []
@@ -115,7 +101,8 @@ class Probe:
             self.fp32 = max(self.fp32 or 0, _native().fp32_peak())
 
     def read(self) -> list[float]:
-        rates = _native().read_rates(BUFFER, PASSES) if self.on_cpu else []
+        """One rate, or none where another device's memory would be the one to read."""
+        rates = [_native().read_rate(BUFFER)] if self.on_cpu else []
         self.reads += rates
         return rates
 
@@ -150,20 +137,20 @@ class Passes:
     def prefill(self, tokens: int) -> None:
         self._prefill(tokens, self._long)
 
-    def decode(self, sequences: int) -> None:
-        """The steps that follow the short sequences' first tokens."""
-        self._decode(self._sizes.before, self._short[:sequences])
+    def decode(self, sequences: int, past: int, steps: int) -> None:
+        """Of the short sequences, which have so many tokens past."""
+        self._decode(past, steps, self._short[:sequences])
 
-    def decode_long(self) -> None:
-        self._decode(self._sizes.long, [self._long])
+    def decode_long(self, past: int, steps: int) -> None:
+        self._decode(past, steps, [self._long])
 
     def _prefill(self, tokens: int, table: Sequence[int]) -> None:
         for at in range(0, tokens, PREFILL):
             end = min(at + PREFILL, tokens)
             self._run([Span(self._tokens[at:end], at, table[: pages(end)], end == tokens)])
 
-    def _decode(self, past: int, tables: Sequence[Sequence[int]]) -> None:
-        for at in range(past, past + self._sizes.steps):
+    def _decode(self, past: int, steps: int, tables: Sequence[Sequence[int]]) -> None:
+        for at in range(past, past + steps):
             self._run([Span([self._tokens[at]], at, table[: pages(at + 1)], True) for table in tables])
 
     def _run(self, spans: Sequence[Span]) -> None:
@@ -181,24 +168,21 @@ class Measuring:
         self.probe = Probe(self._brought.device, asked.spec.threads)
         passes = Passes(self._brought, self.sizes)
         passes.begin()
-        self.tests = list(_tests(self._brought, self._weights, passes, self.sizes, asked))
+        self.measurements = list(_measurements(self._brought, self._weights, passes, self.sizes, asked))
 
-    def sample(self, test: Test) -> None:
-        test.reads += self.probe.read()
-        began = time.perf_counter()
-        test.run()
-        test.seconds.append(time.perf_counter() - began)
-        test.reads += self.probe.read()
+    def sample(self, measurement: Measurement) -> None:
+        measurement.sample(self.probe.read)
 
     def report(self) -> Report:
+        machine = self.probe.machine()
         return Report(
             model=self._brought.config.name,
             weight_bytes=self._weights.nbytes,
             device=self._brought.device,
             kernels=self.probe.kernels,
             threads=self.probe.threads,
-            machine=self.probe.machine(),
-            lines=tuple(_line(test, self.probe) for test in self.tests if test.seconds),
+            machine=machine,
+            lines=tuple(line_of(measurement, machine) for measurement in self.measurements if measurement.timed),
         )
 
 
@@ -206,9 +190,9 @@ def measured(asked: Asked) -> Report:
     measuring = Measuring(asked)
     for sample in range(asked.repeat):
         measuring.probe.peaks()
-        for test in measuring.tests:
-            if sample < test.times:
-                measuring.sample(test)
+        for measurement in measuring.measurements:
+            if sample < measurement.times:
+                measuring.sample(measurement)
     return measuring.report()
 
 
@@ -256,52 +240,32 @@ def _weights(brought: Brought, found: Found) -> Weights:
 _NAMES = ("q", "k", "v", "out", "gate", "up", "down")
 
 
-def _tests(brought: Brought, weights: Weights, passes: Passes, sizes: Sizes, asked: Asked) -> Iterator[Test]:
+def _measurements(
+    brought: Brought, weights: Weights, passes: Passes, sizes: Sizes, asked: Asked
+) -> Iterator[Measurement]:
     """The long prefill comes before the decoding that follows it."""
-    config, steps = brought.config, sizes.steps
+    config = brought.config
     kv = token_bytes(config, asked.spec.kv)
 
-    def prefill(tokens: int, times: int) -> Test:
-        work = prefill_work(config, weights, tokens)
-        return Test(f"prefill {tokens}", 1, 0, tokens, lambda: passes.prefill(tokens), work, times)
+    def prefill(tokens: int, times: int) -> Measurement:
+        burst = Burst(tokens, prefill_work(config, weights, tokens), partial(passes.prefill, tokens))
+        return Measurement(f"prefill {tokens}", 1, 0, [burst], times)
 
-    def decode(name: str, past: int, sequences: int, run: Callable[[], None]) -> Test:
-        middle = past + (steps + 1) // 2
-        work = decode_work(config, weights, kv, [middle] * sequences).times(steps)
-        return Test(name, sequences, past, steps * sequences, run, work, asked.repeat)
+    def decode(name: str, before: int, sequences: int, run: Callable[[int, int], None]) -> Measurement:
+        def burst(past: int, steps: int) -> Burst:
+            middle = past + (steps + 1) // 2
+            work = decode_work(config, weights, kv, [middle] * sequences).times(steps)
+            return Burst(steps * sequences, work, partial(run, past, steps))
+
+        bursts = [burst(before + at, min(BURST, sizes.steps - at)) for at in range(0, sizes.steps, BURST)]
+        return Measurement(name, sequences, before, bursts, asked.repeat)
 
     yield prefill(sizes.prompt, asked.repeat)
-    yield decode("decode", sizes.before, 1, lambda: passes.decode(1))
+    yield decode("decode", sizes.before, 1, partial(passes.decode, 1))
     for count in BATCHES:
         yield decode(f"decode x{count}", sizes.before, count, partial(passes.decode, count))
     yield prefill(sizes.long, max(1, asked.repeat // LONG_LESS))
     yield decode(f"decode at {sizes.long}", sizes.long, 1, passes.decode_long)
-
-
-def _line(test: Test, probe: Probe) -> Line:
-    rates = [test.tokens / seconds for seconds in test.seconds]
-    read = median(test.reads) if test.reads else None
-    line = Line(
-        name=test.name,
-        sequences=test.sequences,
-        context=test.context,
-        tokens=test.tokens,
-        median=median(rates),
-        best=max(rates),
-        worst=min(rates),
-    )
-    rooflines = {
-        "": bound(test.work, read, probe.int8, probe.fp32),
-        "published_": bound(test.work, probe.published, probe.int8, probe.fp32),
-    }
-    for name, limit in rooflines.items():
-        if limit is not None:
-            roofline = test.tokens / limit.seconds
-            line = msgspec.structs.replace(
-                line,
-                **{f"{name}roofline": roofline, f"{name}share": line.median / roofline, f"{name}limit": limit.name},
-            )
-    return line
 
 
 def _native() -> ModuleType:

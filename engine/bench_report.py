@@ -14,12 +14,18 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One measurement: tokens a second of all its sequences together. A share is the median over the roofline."""
+    """One measurement: tokens a second of all its sequences together, medians over the bursts of all samples.
+
+    A burst's roofline comes from the memory's rate just before and after it. One that memory limits is unsteady where
+    the two differ by more than a quarter, and then counts for no share or roofline, unless all are.
+    """
 
     name: str
     sequences: int
     context: int  # tokens before the measured ones
     tokens: int  # that a sample took
+    bursts: int
+    unsteady: int
     median: float
     best: float
     worst: float

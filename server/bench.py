@@ -66,6 +66,15 @@ def table(report: Report) -> Iterator[str]:
         yield f"{machine.chip}: {machine.published_bandwidth / 1e9:.0f} GB/s published"
     yield ""
     yield from _aligned([_HEAD + (_PUBLISHED if machine.published_bandwidth else ()), *_rows(report)])
+    yield from unsteady(report)
+
+
+def unsteady(report: Report) -> Iterator[str]:
+    """A sentence after the table, where there is something to say."""
+    found = [f"{line.name} {line.unsteady} of {line.bursts}" for line in report.lines if line.unsteady]
+    if found:
+        yield ""
+        yield f"Bursts left out of the shares, as memory changed its rate beside them (unless all): {', '.join(found)}."
 
 
 _HEAD = ("", "tok/s", "worst", "best", "roofline", "share", "limit")

@@ -44,7 +44,7 @@ NB_MODULE(_native, m) {
   m.def("threads", [] { return pool().threads(); });
   m.def("int8_peak", &int8_peak);
   m.def("fp32_peak", &fp32_peak);
-  m.def("read_rates", &read_rates, "bytes"_a, "passes"_a);
+  m.def("read_rate", &read_rate, "bytes"_a);
 
   nb::class_<Panels>(m, "Panels")
       .def_prop_ro("rows", [](const Panels &p) { return p.rows; })

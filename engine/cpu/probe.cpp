@@ -82,22 +82,26 @@ uint64_t read(const Words *p) {
 double int8_peak() { return peak(probe().int8); }
 double fp32_peak() { return peak(probe().fp32); }
 
-std::vector<double> read_rates(int64_t bytes, int passes) {
-  const int64_t units = std::max<int64_t>(1, bytes / CHUNK), size = (units * CHUNK + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-  const std::unique_ptr<uint8_t, decltype(&std::free)> data(static_cast<uint8_t *>(std::aligned_alloc(HUGE_PAGE, size)), std::free);
-  if (!data) throw std::bad_alloc();
+double read_rate(int64_t bytes) {
+  // Kept from call to call: readings stand between short bursts of work, and fresh pages would take longer than they do.
+  static std::unique_ptr<uint8_t, decltype(&std::free)> data(nullptr, &std::free);
+  static int64_t held = 0;
+  const int64_t units = std::max<int64_t>(1, bytes / CHUNK);
+  if (held < units) {
+    const int64_t size = (units * CHUNK + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    held = 0;
+    data.reset(static_cast<uint8_t *>(std::aligned_alloc(HUGE_PAGE, size)));
+    if (!data) throw std::bad_alloc();
 #if defined(__linux__)
-  madvise(data.get(), size, MADV_HUGEPAGE);
+    madvise(data.get(), size, MADV_HUGEPAGE);
 #endif
-  pool().run(units, [&](int64_t u) { std::memset(data.get() + u * CHUNK, 1 + static_cast<int>(u % 255), CHUNK); });
-  std::atomic<uint64_t> sink{0};
-  std::vector<double> rates;
-  for (int pass = 0; pass < passes; ++pass) {
-    const double began = now();
-    pool().run(units, [&](int64_t u) { sink ^= read(reinterpret_cast<const Words *>(data.get() + u * CHUNK)); });
-    rates.push_back(static_cast<double>(units * CHUNK) / (now() - began));
+    pool().run(units, [&](int64_t u) { std::memset(data.get() + u * CHUNK, 1 + static_cast<int>(u % 255), CHUNK); });
+    held = units;
   }
-  return rates;
+  std::atomic<uint64_t> sink{0};
+  const double began = now();
+  pool().run(units, [&](int64_t u) { sink ^= read(reinterpret_cast<const Words *>(data.get() + u * CHUNK)); });
+  return static_cast<double>(units * CHUNK) / (now() - began);
 }
 
 }  // namespace puna

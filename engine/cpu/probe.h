@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <string_view>
-#include <vector>
 
 namespace puna {
 
@@ -21,9 +20,9 @@ extern const Probe portable_probe, avx2_probe, avx_vnni_probe, avx512_probe, neo
 double int8_peak();
 double fp32_peak();
 
-// Bytes a second at which all threads of the pool read a buffer of so many bytes, once for each pass. Make it several times
-// larger than the last cache.
-std::vector<double> read_rates(int64_t bytes, int passes);
+// Bytes a second at which all threads of the pool read a buffer of so many bytes, once. Make it several times larger than the
+// last cache.
+double read_rate(int64_t bytes);
 
 // N independent sums, each of which takes `step` in every round, and the compiler can leave none of them out.
 template <int N, class V, class F>

@@ -3,8 +3,10 @@
 Usage: python -m tests.peers.speed [FILE ...] [--formats FOLDER] --peer FOLDER [--threads N] [--repeat N] [--parts ...]
 FOLDER of --peer holds llama-bench and llama-batched-bench. --formats measures the 1B shape in every format that has a
 target; the files are made in that folder where they are missing (tests/peers/shapes.py). Folders of MLX, which the peer
-cannot read, get Puna's shares of the roofline alone. Tables are in Markdown, rates in tokens a second: the median, and
-from the least to the most.
+cannot read, get Puna's shares of the roofline alone. Tables are in Markdown, rates in tokens a second: the median over
+bursts (Puna) or processes (llama.cpp), and from the least to the most. "memory for each" is the median of the memory's
+read rate just before and after Puna's bursts, and before and after llama.cpp's processes, in GB/s: a ratio is fair
+where these are alike.
 """
 
 import argparse
@@ -12,13 +14,14 @@ import json
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 from engine.bench import BATCHES, BEFORE, Measuring
-from engine.bench_report import Asked, Line, Machine
+from engine.bench_report import Asked, Line, Report
 from engine.messages import EngineSpec
+from server.bench import unsteady
 from tests.peers.shapes import GGUF_FORMATS, MLX_FORMATS, write
 
 PROMPT, LONG, STEPS = 512, 8192, 16
@@ -26,7 +29,17 @@ FLASH = ("on", "off")
 PARTS = ("prefill", "decode", "batches", "long")
 
 Rates = Mapping[str, float]  # by the name of Puna's line
-Seen = defaultdict[tuple[str, str], list[float]]  # the peer's rates by line and setting of flash attention
+
+
+@dataclass
+class Peers:
+    """The peer's rates in one line, with one setting of flash attention, and the memory's beside its processes."""
+
+    rates: list[float] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)
+
+
+Seen = defaultdict[tuple[str, str], Peers]  # by line and setting of flash attention
 
 
 @dataclass(frozen=True)
@@ -86,17 +99,21 @@ class Peer:
 
 def side_by_side(measuring: Measuring, calls: Mapping[str, Call], parts: Sequence[str], repeat: int) -> Seen:
     """Puna, peer, Puna, peer; the peer with both settings at first, and then with those that were best for a line."""
-    seen: Seen = defaultdict(list)
-    tests = {test.name: test for test in measuring.tests}
+    seen: Seen = defaultdict(Peers)
+    measurements = {measurement.name: measurement for measurement in measuring.measurements}
     for _ in range(repeat):
         measuring.probe.peaks()
         for part in parts:
             call = calls[part]
             for line in call.lines:
-                measuring.sample(tests[line])
+                measuring.sample(measurements[line])
             for flash in [f for f in FLASH if any(best(seen, line) in (None, f) for line in call.lines)]:
-                for line, rate in call.run(flash).items():
-                    seen[line, flash].append(rate)
+                before = measuring.probe.read()
+                found = call.run(flash)
+                reads = before + measuring.probe.read()
+                for line, rate in found.items():
+                    seen[line, flash].rates.append(rate)
+                    seen[line, flash].reads += reads
     return seen
 
 
@@ -104,47 +121,51 @@ def alone(measuring: Measuring, calls: Mapping[str, Call], parts: Sequence[str],
     names = [line for part in parts for line in calls[part].lines]
     for _ in range(repeat):
         measuring.probe.peaks()
-        for test in measuring.tests:
-            if test.name in names:
-                measuring.sample(test)
+        for measurement in measuring.measurements:
+            if measurement.name in names:
+                measuring.sample(measurement)
 
 
 def best(seen: Seen, line: str) -> str | None:
     """The setting that is faster for the peer; None before both were tried."""
-    tried = [flash for flash in FLASH if seen.get((line, flash))]
-    return max(tried, key=lambda flash: median(seen[line, flash])) if len(tried) == len(FLASH) else None
+    tried = [flash for flash in FLASH if (line, flash) in seen]
+    return max(tried, key=lambda flash: median(seen[line, flash].rates)) if len(tried) == len(FLASH) else None
 
 
-def table(lines: Sequence[Line], machine: Machine, seen: Seen) -> Iterator[str]:
-    yield "| | Puna | | llama.cpp | | ratio | roofline | share of it |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
-    for line in lines:
+def table(report: Report, reads: Mapping[str, Sequence[float]], seen: Seen) -> Iterator[str]:
+    """`reads` are the memory's rates beside Puna's bursts, by line."""
+    yield "| | Puna | | llama.cpp | | ratio | memory for each | roofline | share of it |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for line in report.lines:
         ours = f"{line.median:.1f} | {line.worst:.1f} to {line.best:.1f}"
         roofline = f"{line.roofline or 0:.0f}, {line.limit} | {line.share or 0:.0%}"
-        yield f"| {line.name} | {ours} | {_theirs(line, seen)} | {roofline} |"
+        yield f"| {line.name} | {ours} | {_theirs(line, reads[line.name], seen)} | {roofline} |"
     yield ""
+    machine = report.machine
     assert machine.read_median is not None
     assert machine.read_best is not None
     read = f"memory reads {machine.read_median / 1e9:.1f} GB/s (best {machine.read_best / 1e9:.1f})"
     peaks = f"int8 {(machine.int8_peak or 0) / 1e9:.0f} Gop/s, fp32 {(machine.fp32_peak or 0) / 1e9:.0f} Gop/s"
     yield f"In the same run: {read}, {peaks}."
+    yield from unsteady(report)
 
 
-def _theirs(line: Line, seen: Seen) -> str:
+def _theirs(line: Line, reads: Sequence[float], seen: Seen) -> str:
     flash = best(seen, line.name)
     if flash is None:
-        return "- | - | -"
-    rates = seen[line.name, flash]
-    middle = median(rates)
-    spread = f"{min(rates):.1f} to {max(rates):.1f}, flash attention {flash}"
-    return f"{middle:.1f} | {spread} | {line.median / middle:.2f}"
+        return "- | - | - | -"
+    peers = seen[line.name, flash]
+    middle = median(peers.rates)
+    spread = f"{min(peers.rates):.1f} to {max(peers.rates):.1f}, flash attention {flash}"
+    memory = f"{median(reads) / 1e9:.0f}, {median(peers.reads) / 1e9:.0f}"
+    return f"{middle:.1f} | {spread} | {line.median / middle:.2f} | {memory}"
 
 
 def measure(path: Path, asked: argparse.Namespace) -> None:
     spec = EngineSpec(path=str(path), threads=asked.threads, device="cpu")
     measuring = Measuring(Asked(spec=spec, context=asked.context, repeat=asked.repeat, steps=STEPS, prompt=PROMPT))
     calls = Peer(asked.peer, path, asked.threads, measuring.sizes.long).calls()
-    seen: Seen = defaultdict(list)
+    seen: Seen = defaultdict(Peers)
     if path.is_dir():
         alone(measuring, calls, asked.parts, asked.repeat)
     else:
@@ -152,7 +173,11 @@ def measure(path: Path, asked: argparse.Namespace) -> None:
     report = measuring.report()
     print(f"\n### {path.name} ({report.model}, {report.weight_bytes / 1e6:.0f} MB a token)\n")
     print(f"{asked.threads} threads, {report.kernels}; {asked.repeat} samples of each, in turns.\n")
-    print("\n".join(table(report.lines, report.machine, seen)), flush=True)
+    reads = {
+        measurement.name: [rate for timed in measurement.timed for rate in timed.reads]
+        for measurement in measuring.measurements
+    }
+    print("\n".join(table(report, reads, seen)), flush=True)
 
 
 def made(folder: Path, formats: Sequence[str]) -> list[Path]:

@@ -13,12 +13,14 @@ from server.cli import run
 from tests.tiny_models import write_gguf, write_mlx
 
 LINES = ["prefill 128", "decode", "decode x8", "decode x16", "prefill 1020", "decode at 1020"]
-RATES = {"name", "sequences", "context", "tokens", "median", "best", "worst"}
+RATES = {"name", "sequences", "context", "tokens", "bursts", "unsteady", "median", "best", "worst"}
 ROOFLINE = {"roofline", "share", "limit"}
 
 MACHINE = Machine(read_median=30e9, read_best=36e9, int8_peak=9e11, fp32_peak=2e11, chip=None, published_bandwidth=None)
 SHARE = {"roofline": 40.0, "share": 0.625, "limit": "memory"}
-MEASURED = Line(name="decode", sequences=1, context=128, tokens=16, median=25.0, best=26.0, worst=24.0)
+MEASURED = Line(
+    name="decode", sequences=1, context=128, tokens=16, bursts=4, unsteady=0, median=25.0, best=26.0, worst=24.0
+)
 
 
 def report(machine: Machine, *lines: Line) -> Report:
@@ -71,6 +73,12 @@ def test_columns_are_aligned_and_shares_are_per_cent() -> None:
     assert {line.index("25.0") for line in lines[-2:]} == {lines[-1].index("25.0")}
 
 
+def test_bursts_that_count_for_no_share_are_counted_below_the_table() -> None:
+    lines = list(table(report(MACHINE, MEASURED, msgspec.structs.replace(MEASURED, name="long", unsteady=3))))
+    assert lines[-2] == ""
+    assert lines[-1].endswith(": long 3 of 4.")
+
+
 def test_a_chip_of_apples_has_the_published_roofline_too() -> None:
     machine = Machine(
         read_median=90e9, read_best=99e9, int8_peak=1e12, fp32_peak=2e11, chip="Apple M4", published_bandwidth=120e9
@@ -80,6 +88,8 @@ def test_a_chip_of_apples_has_the_published_roofline_too() -> None:
         sequences=1,
         context=128,
         tokens=16,
+        bursts=4,
+        unsteady=0,
         median=100.0,
         best=100.0,
         worst=100.0,
