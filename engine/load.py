@@ -1,7 +1,5 @@
 """From an EngineSpec to an engine: the file is opened, judged against the machine, and brought to a device."""
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from engine.batch import Batch
 from engine.builtin_ops import BuiltinOps, BuiltinPool
 from engine.builtin_weights import BuiltinLoader, activation_dtype, device_bytes
 from engine.child import Loaded
+from engine.cores import default_threads
 from engine.engine import Engine, Limits
 from engine.memory import Room, free_memory, room_for
 from engine.messages import EngineSpec
@@ -79,20 +78,15 @@ def _weights(device: Literal["cpu", "builtin"], spec: EngineSpec, checkpoint: Ch
 
 
 def start_cpu(threads: int | None) -> None:
-    """The kernels are chosen and the threads run, one for each core if not told, or it is said why not."""
+    """The kernels are chosen and the threads run, one for each fast core if not told, or it is said why not."""
     from engine import _native
 
-    threads = threads or _cores()
+    threads = threads or default_threads()
     try:
         _native.kernels()
         _native.set_threads(threads)
     except RuntimeError as fault:
         raise EngineError(f"the CPU cannot be used with {threads} threads: {fault}") from fault
-
-
-def _cores() -> int:
-    """Those that we may run on, where the system says."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _builtin_dtype(spec: EngineSpec, checkpoint: Checkpoint) -> mx.Dtype:

@@ -33,7 +33,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     context: int | None = None  # tokens that one sequence may have
     cache_tokens: int | None = None  # tokens that all sequences together may keep in pages
-    threads: int | None = None
+    threads: int | None = None  # of the CPU; one for each fast physical core if not told
     device: Literal["auto", "cpu", "builtin"] = "auto"
     kv: Literal["f16", "bf16", "f32"] = "f16"
     max_batch: int = 16

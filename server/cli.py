@@ -13,6 +13,7 @@ from quant.errors import PunaError
 HOST, PORT = "127.0.0.1", 7862  # P-U-N-A on a phone's keys
 CRIA = Path(__file__).parents[1] / "models" / "cria" / "cria.gguf"  # the demo model that comes with the program
 GRACE = 30.0
+_THREADS_HELP = "CPU threads to compute with (default: one for each physical core, of the fast ones if they differ)"
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv", choices=["f16", "bf16", "f32"], default="f16", help="numbers of the cache (default f16)"
     )
-    parser.add_argument("--threads", type=_threads, metavar="N", help="CPU threads to compute with")
+    parser.add_argument("--threads", type=_threads, metavar="N", help=_THREADS_HELP)
     parser.add_argument(
         "--device", choices=["auto", "cpu", "builtin"], default="auto", help="builtin: MLX's own kernels"
     )
@@ -105,7 +106,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="GGUF file or MLX folder")
-    parser.add_argument("--threads", type=_threads, metavar="N", help="CPU threads to compute with")
+    parser.add_argument("--threads", type=_threads, metavar="N", help=_THREADS_HELP)
     parser.add_argument(
         "--device", choices=["auto", "cpu", "builtin"], default="auto", help="builtin: MLX's own kernels"
     )
