@@ -20,8 +20,8 @@ extern const Probe portable_probe, avx2_probe, avx_vnni_probe, avx512_probe, neo
 double int8_peak();
 double fp32_peak();
 
-// Bytes a second at which all threads of the pool read a buffer of so many bytes, once. Make it several times larger than the
-// last cache.
+// Bytes a second at which all threads of the pool read a buffer of so many bytes, a second time. Make it several times larger
+// than the last cache.
 double read_rate(int64_t bytes);
 
 // N independent sums, each of which takes `step` in every round, and the compiler can leave none of them out.
