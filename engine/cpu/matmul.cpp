@@ -92,21 +92,47 @@ bool multiply_wide(Acts &acts, int64_t first_row, const Projection &p) {
   return true;
 }
 
+// How a projection is divided: blocks of rows whose activations stay in L2, times some panels each.
+struct Division {
+  const Projection *projection;
+  int64_t rows, block, panels, step, units;
+
+  Division(const Projection &p, int64_t rows, int64_t in_cache) : projection(&p), rows(rows), panels(p.panels->count()) {
+    block = std::max(STRIP_ROWS, in_cache / STRIP_ROWS * STRIP_ROWS);
+    const int64_t strips = divided_up(std::min(rows, block), STRIP_ROWS), wanted = UNIT_BYTES / (p.panels->panel_bytes * strips);
+    // A lone strip reads on from unit to unit.
+    step = lone() ? 1 : std::max(PANELS_IN_CACHE, wanted / PANELS_IN_CACHE * PANELS_IN_CACHE);
+    units = divided_up(rows, block) * across();
+  }
+  bool lone() const { return rows <= STRIP_ROWS; }
+  int64_t across() const { return divided_up(panels, step); }
+  // Units begin.. as one, as many before `end` as lie side by side.
+  Unit unit(int64_t begin, int64_t end) const {
+    if (lone()) return {projection, 0, rows, begin, std::min(end, units) - begin};
+    const int64_t row = begin / across() * block, panel = begin % across() * step;
+    return {projection, row, std::min(block, rows - row), panel, std::min(step, panels - panel)};
+  }
+};
+
 // All projections of the prepared rows, which are rows first_row.. of the outputs.
 void multiply(Acts &acts, int64_t first_row, std::span<const Projection> projections) {
-  std::vector<Unit> units;
+  std::vector<Division> divisions;
+  int64_t units = 0;
   for (const Projection &p : projections) {
     if (multiply_wide(acts, first_row, p)) continue;
-    const int64_t in_cache = ACTS_IN_CACHE / acts.stride(static_cast<size_t>(p.panels->shape().arithmetic));
-    const int64_t block = std::max(STRIP_ROWS, in_cache / STRIP_ROWS * STRIP_ROWS), count = p.panels->count();
-    for (int64_t row = 0; row < acts.rows; row += block) {
-      const int64_t rows = std::min(block, acts.rows - row);
-      const int64_t wanted = UNIT_BYTES / (p.panels->panel_bytes * divided_up(rows, STRIP_ROWS));
-      const int64_t step = std::max(PANELS_IN_CACHE, wanted / PANELS_IN_CACHE * PANELS_IN_CACHE);
-      for (int64_t i = 0; i < count; i += step) units.push_back({&p, row, rows, i, std::min(step, count - i)});
-    }
+    divisions.emplace_back(p, acts.rows, ACTS_IN_CACHE / acts.stride(static_cast<size_t>(p.panels->shape().arithmetic)));
+    units += divisions.back().units;
   }
-  pool().run(static_cast<int64_t>(units.size()), [&](int64_t i) { run_unit(units[i], acts, first_row); });
+  pool().run_spans(units, [&](int64_t begin, int64_t end) {
+    for (const Division &division : divisions) {
+      for (int64_t i = std::max(begin, int64_t{0}); i < std::min(end, division.units);) {
+        const Unit unit = division.unit(i, end);
+        run_unit(unit, acts, first_row);
+        i += division.lone() ? unit.panels : 1;
+      }
+      begin -= division.units, end -= division.units;
+    }
+  });
 }
 
 // Rows first.. of the input in all forms.

@@ -13,9 +13,9 @@ namespace puna {
 
 // Runs units of work on all threads. Each thread has a range of neighbouring units, since memory is read fastest on and
 // on (a quarter faster than in chunks of 128 KB that threads take in turns); one that has none left helps the others. Units
-// are claimed one by one, so they may be uneven; which thread runs a unit must never change its result (law 1). One caller
-// at a time: the stream's own thread, which works as thread 0. A round is over when its units are, so a worker that lost
-// its core to another process holds nobody up unless it holds a unit.
+// may be uneven, for a claim takes a part of those that are left; which thread runs a unit must never change its result
+// (law 1). One caller at a time: the stream's own thread, which works as thread 0. A round is over when its units are, so
+// a worker that lost its core to another process holds nobody up unless it holds units.
 class Pool {
  public:
   explicit Pool(int threads);
@@ -28,16 +28,21 @@ class Pool {
   // Calls f(unit) for each unit in [0, units) and returns when all have returned.
   template <class F>
   void run(int64_t units, const F &f) {
+    run_spans(units, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u) f(u);
+    });
+  }
+
+  // Calls f(begin, end) for spans that are [0, units) together.
+  template <class F>
+  void run_spans(int64_t units, const F &f) {
     if (units <= 0) return;
-    if (units == 1 || threads_ == 1) {
-      for (int64_t u = 0; u < units; ++u) f(u);
-      return;
-    }
-    start(units, [](const void *context, int64_t unit) { (*static_cast<const F *>(context))(unit); }, &f);
+    if (units == 1 || threads_ == 1) return f(0, units);
+    start(units, [](const void *context, int64_t begin, int64_t end) { (*static_cast<const F *>(context))(begin, end); }, &f);
   }
 
  private:
-  using Call = void (*)(const void *context, int64_t unit);
+  using Call = void (*)(const void *context, int64_t begin, int64_t end);
   void start(int64_t units, Call call, const void *context);
   void work(int thread) noexcept;  // a unit that threw would leave its round open for ever
   void loop(int thread);
