@@ -1,6 +1,8 @@
 """Panels hold what the file holds: every row decodes to the reference's bits, and a bad span is refused."""
 
+import sys
 import tempfile
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -78,3 +80,22 @@ def test_spans_that_do_not_fit_the_shape_are_refused(
 ) -> None:
     with pytest.raises(RuntimeError):
         _native.pack(planes, name, 1, cols)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_the_memory_of_matrices_goes_with_them_and_no_sooner() -> None:
+    w = weights(Kind("q8_0"), 1024, 2048)
+    first, *others = [w.pack() for _ in range(64)]  # 142 MB, in slabs that they share
+    every = _resident()
+    del others
+    assert every - _resident() > 64e6
+    np.testing.assert_array_equal(np.array(_native.decode_row(first, 7)), w.decoded[7])
+    one = _resident()
+    del first
+    assert one - _resident() > 48e6
+
+
+def _resident() -> int:
+    """Bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmRSS:")[1].split()[0])
