@@ -37,7 +37,7 @@ PLAIN = siblings(*([cpu] for cpu in range(8)))
 SMT = siblings(*([cpu, cpu + 4] for cpu in range(4)))  # four cores of two threads
 INTEL = siblings([0, 1], [2, 3], [4], [5], [6], [7]) | {"sys/devices/cpu_core/cpus": "0-3"}  # two large, four small
 ARM = siblings(*([cpu] for cpu in range(8))) | capacities(414, 414, 414, 414, 1024, 1024, 1024, 1024)
-V2: Files = {"proc/self/cgroup": "0::/work/puna"}
+V2: Files = {"proc/self/cgroup": "0::/apps/puna"}
 V1: Files = {"proc/self/cgroup": "5:memory:/box\n4:cpu,cpuacct:/box\n0::/"}
 
 
@@ -70,11 +70,11 @@ def test_threads_are_the_fast_physical_cores(
 @pytest.mark.parametrize(
     ("files", "threads"),
     [
-        pytest.param(V2 | {"sys/fs/cgroup/work/puna/cpu.max": "300000 100000"}, 3, id="ours"),
-        pytest.param(V2 | {"sys/fs/cgroup/work/cpu.max": "200000 100000"}, 2, id="above-us"),
+        pytest.param(V2 | {"sys/fs/cgroup/apps/puna/cpu.max": "300000 100000"}, 3, id="ours"),
+        pytest.param(V2 | {"sys/fs/cgroup/apps/cpu.max": "200000 100000"}, 2, id="above-us"),
         pytest.param(V2 | {"sys/fs/cgroup/cpu.max": "100000 50000"}, 2, id="of-a-container"),
         pytest.param(
-            V2 | {"sys/fs/cgroup/cpu.max": "max 100000", "sys/fs/cgroup/work/puna/cpu.max": "max 100000"}, 8, id="none"
+            V2 | {"sys/fs/cgroup/cpu.max": "max 100000", "sys/fs/cgroup/apps/puna/cpu.max": "max 100000"}, 8, id="none"
         ),
         pytest.param(V2 | {"sys/fs/cgroup/cpu.max": "399999 100000"}, 3, id="no-part-of-a-cpu"),
         pytest.param(V2 | {"sys/fs/cgroup/cpu.max": "20000 100000"}, 1, id="less-than-one"),
