@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from engine.engine import Engine
 from engine.frames import SPEC, TO_ENGINE, frame
-from engine.messages import Cancel, Delta, EngineSpec, Fault, FromEngine, Ready, Step, Stop, Submit, ToEngine
+from engine.messages import Ask, Cancel, Delta, EngineSpec, Fault, FromEngine, Ready, Step, Stop, Submit, ToEngine
 from kvcache.pages import PAGE
 from quant.errors import EngineError, ModelFileError, NotEnoughMemory, PunaError
 
@@ -98,7 +98,10 @@ def _awaited(engine: Engine, inbox: Inbox) -> list[ToEngine]:
     return [inbox.wait(), *inbox.rest()]
 
 
-def _obey(engine: Engine, message: Submit | Cancel, send: Callable[[FromEngine], None]) -> None:
+def _obey(engine: Engine, message: Submit | Cancel | Ask, send: Callable[[FromEngine], None]) -> None:
+    if isinstance(message, Ask):
+        send(engine.report())
+        return
     if isinstance(message, Cancel):
         engine.cancel(message.id)
         return

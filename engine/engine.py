@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from engine.batch import Batch
-from engine.messages import Delta, Sampled, Submit
+from engine.messages import CacheState, Delta, Report, Sampled, Submit
 from engine.sampler import Logits, choose
 from engine.scheduler import Scheduler, Work
 from engine.sequence import Sequence
@@ -64,6 +64,10 @@ class Engine:
         batch = Batch.of([work.span() for work in plan])
         logits = np.asarray(self._model.forward(self._ops_of(batch)).astype(mx.float32))  # (P, V)
         return self._accept(plan, logits)
+
+    def report(self) -> Report:
+        pool = self.pool
+        return Report((), CacheState(PAGE, pool.pages, pool.free, pool.pages - pool.free, 0, 0, 0, 0, 0, 0, 0, None))
 
     def check(self) -> None:
         self._scheduler.check()

@@ -54,8 +54,8 @@ class Choice:
         match delta.finish:
             case None:
                 return shown, self._told(len(shown))
-            case "cancelled":
-                raise EngineError("the engine cancelled a sequence that nobody cancelled")
+            case "cancelled" | "expired":
+                raise EngineError(f"the engine reports a sequence as {delta.finish} that nobody gave up")
             case reason:
                 return self._end(reason, shown + self._rest())
 
