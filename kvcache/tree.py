@@ -26,6 +26,7 @@ class Node:
         "parent",
         "stored",
         "tokens",
+        "used",
         "value",
         "writers",
     )
