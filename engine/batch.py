@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
@@ -24,9 +25,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Batch:
-    """Spans laid end to end. Row r of sequence b has position past[b] + r - starts[b]."""
+    """Spans laid end to end. Row r of sequence b has position past[b] + r - starts[b].
+
+    Tokens may be filled in until the pass is evaluated: `ids` is the same memory.
+    """
 
     tokens: Ints  # (T,)
+    ids: mx.array
     positions: Ints  # (T,)
     starts: Ints  # (B + 1,) first row of each sequence, and T
     past: Ints  # (B,)
@@ -44,8 +49,10 @@ class Batch:
             row[: len(span.pages)] = span.pages
         positions = [np.arange(s.past, s.past + len(s.tokens)) for s in spans]
         picks = [starts[i + 1] - 1 for i, s in enumerate(spans) if s.wants_logits]
+        ids = mx.array(np.concatenate([np.asarray(s.tokens, np.int32) for s in spans]))
         return cls(
-            tokens=np.concatenate([np.asarray(s.tokens, np.int32) for s in spans]),
+            tokens=np.array(ids, copy=False),
+            ids=ids,
             positions=np.concatenate(positions).astype(np.int32),
             starts=starts,
             past=np.asarray([s.past for s in spans], np.int32),

@@ -21,7 +21,7 @@ from engine.load import Brought, bring, start_cpu
 from engine.memory import token_bytes
 from engine.messages import Fault
 from engine.roofline import Stored, Weights, decode_work, prefill_work
-from engine.scheduler import PREFILL
+from engine.pace import PREFILL
 from kvcache.pages import PAGE
 from models.config import ModelConfig, config_of
 from models.ops import Matrix

@@ -60,7 +60,7 @@ class BuiltinOps:
         self.eps = config.eps
         self.pool = pool
         self.dtype = dtype
-        self._tokens = mx.array(batch.tokens)
+        self._tokens = batch.ids
         self._picks = mx.array(batch.picks)
         self._slots = mx.array(_slots_written(batch, pool.page_size))
         self._turns = pool.turns[mx.array(batch.positions)]

@@ -17,6 +17,8 @@ from engine.messages import Ask, Cancel, Delta, EngineSpec, Fault, FromEngine, R
 from kvcache.pages import PAGE
 from quant.errors import EngineError, ModelFileError, NotEnoughMemory, PunaError
 
+SETTLING = 0.005  # seconds between handfuls of pages that go to a further tier while nobody asks for anything
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -68,6 +70,13 @@ class Inbox:
         """The next message; sleeps until there is one."""
         return self._arrived.get()
 
+    def wait_for(self, seconds: float) -> ToEngine | None:
+        """The next message, if it comes so soon."""
+        try:
+            return self._arrived.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
     def rest(self) -> list[ToEngine]:
         """What has arrived by now."""
         return [self._arrived.get() for _ in range(self._arrived.qsize())]
@@ -81,20 +90,30 @@ class Inbox:
 
 
 def run(engine: Engine, inbox: Inbox, send: Callable[[FromEngine], None]) -> None:
-    """Steps while there is work, sleep while there is none, until Stop."""
+    """Steps while there is work, sleep while there is none, until Stop. News of a step go out while the next computes."""
+    news: tuple[Delta, ...] = ()
     while True:
-        messages = inbox.rest() if engine.busy else _awaited(engine, inbox)
-        for message in messages:
+        for message in inbox.rest() if engine.busy or news else _awaited(engine, inbox):
             if isinstance(message, Stop):
                 return
             _obey(engine, message, send)
-        deltas = engine.step()
-        if deltas:
-            send(Step(deltas))
+        news += engine.expire()
+        running = engine.start()
+        if news:
+            send(Step(news))
+        news = ()
+        if running:
+            engine.prepare()
+            news = engine.finish(running)
 
 
 def _awaited(engine: Engine, inbox: Inbox) -> list[ToEngine]:
+    """The next messages. Until they come, cold pages go to a further tier."""
     engine.check()
+    while engine.cache.unsettled:
+        engine.settle()
+        if (first := inbox.wait_for(SETTLING)) is not None:
+            return [first, *inbox.rest()]
     return [inbox.wait(), *inbox.rest()]
 
 
@@ -113,7 +132,7 @@ def _obey(engine: Engine, message: Submit | Cancel | Ask, send: Callable[[FromEn
 
 def _ready(loaded: Loaded, seconds: float) -> Ready:
     engine = loaded.engine
-    return Ready(engine.limits.context, engine.pool.pages, PAGE, loaded.device, seconds)
+    return Ready(engine.limits.context, engine.cache.pool.pages, PAGE, loaded.device, seconds)
 
 
 def fault_of(error: Exception) -> Fault:

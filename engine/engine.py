@@ -1,5 +1,6 @@
 """The loop of the engine: one step is one pass of the model over whatever is to be done."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,11 +9,14 @@ import mlx.core as mx
 import numpy as np
 
 from engine.batch import Batch
-from engine.messages import CacheState, Delta, Report, Sampled, Submit
+from engine.messages import Delta, Report, Sampled, Submit
+from engine.pace import Pace
+from engine.report import report_of
 from engine.sampler import Logits, choose
 from engine.scheduler import Scheduler, Work
 from engine.sequence import Sequence
-from kvcache.pages import PAGE, PagePool
+from kvcache.cache import PageCache
+from kvcache.pages import PAGE
 from models.ops import Ops
 from quant.errors import EngineError
 
@@ -32,16 +36,55 @@ class Limits:
     max_batch: int
 
 
-class Engine:
-    """The sequences of one model. It knows token ids, not text. One thread calls it; the pool is its own."""
+@dataclass(frozen=True)
+class Pass:
+    """What a pass does, and the logits (P, V) that it is to give."""
 
-    def __init__(self, model: Model, ops_of: Callable[[Batch], Ops], pool: PagePool, limits: Limits) -> None:
-        assert limits.context <= pool.pages * PAGE, "one sequence alone can always finish"
+    works: list[Work]
+    batch: Batch
+    pages: list[list[int]]  # of each work's sequence, as the batch knows them
+    logits: mx.array
+
+
+@dataclass(frozen=True)
+class Running:
+    """A pass under way, and what it is in cost: answers' tokens, and prompts'."""
+
+    of: Pass
+    started: float
+    answers: int
+    cost: float
+
+
+class Engine:
+    """The sequences of one model. It knows token ids, not text. One thread calls it; the cache is its own.
+
+    Whoever calls `start` and `finish` has the time between them for other things; messages are obeyed before a start.
+    Where `forward` only describes a pass (MLX arrays are lazy), the next one is described while this one runs.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ops_of: Callable[[Batch], Ops],
+        cache: PageCache,
+        limits: Limits,
+        *,
+        pace: Pace | None = None,
+        lazy: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert limits.context <= cache.pool.pages * PAGE, "one sequence alone can always finish"
         self.limits = limits
-        self.pool = pool
+        self.cache = cache
         self._model = model
         self._ops_of = ops_of
-        self._scheduler = Scheduler(pool, limits.max_batch)
+        self._pace = pace or Pace(0.0)
+        self._lazy = lazy
+        self._clock = clock
+        self._scheduler = Scheduler(cache, limits.max_batch, self._pace)
+        self._prepared: Pass | None = None
+        self._looked_up = self._found = 0
 
     @property
     def busy(self) -> bool:
@@ -50,50 +93,106 @@ class Engine:
     def submit(self, submit: Submit) -> None:
         """The sequence waits for its turn. EngineError if it could never have one."""
         self._refuse_impossible(submit)
-        self._scheduler.add(Sequence(submit, self.limits.context))
+        self._prepared = None
+        self._scheduler.add(Sequence(submit, self.limits.context, self._clock()))
 
     def cancel(self, name: int) -> None:
-        """The sequence takes part in no further pass, and its pages are free."""
+        """The sequence takes part in no further pass, and holds no page."""
+        self._prepared = None
         self._scheduler.remove(name)
 
     def step(self) -> tuple[Delta, ...]:
-        """News of every sequence that got a token."""
-        plan = self._scheduler.plan()
-        if not plan:
-            return ()
-        batch = Batch.of([work.span() for work in plan])
-        logits = np.asarray(self._model.forward(self._ops_of(batch)).astype(mx.float32))  # (P, V)
-        return self._accept(plan, logits)
+        """News of every sequence that got a token, or waited too long for one."""
+        expired = self.expire()
+        running = self.start()
+        return (*expired, *(self.finish(running) if running else ()))
+
+    def expire(self) -> tuple[Delta, ...]:
+        """News of those who waited too long for their turn."""
+        return tuple(Delta(sequence.id, (), "expired") for sequence in self._scheduler.expired(self._clock()))
+
+    def start(self) -> Running | None:
+        """The next pass is under way; None if there is nothing to compute."""
+        following = self._following() or self._planned()
+        if following is None:
+            return None
+        works = following.works
+        prompts = [work for work in works if not work.answers]
+        cost = sum(self._pace.cost(work.sequence.computed, work.count) for work in prompts)
+        started = self._clock()
+        mx.async_eval(following.logits)
+        return Running(following, started, len(works) - len(prompts), cost)
+
+    def prepare(self) -> None:
+        """While a pass runs: the one after it is described, as far as that can be known."""
+        works = self._scheduler.same_again() if self._lazy else None
+        self._prepared = self._described(works, ahead=1) if works else None
+
+    def finish(self, running: Running) -> tuple[Delta, ...]:
+        """The pass is over; news of every sequence that got a token."""
+        logits = np.asarray(running.of.logits.astype(mx.float32))  # (P, V)
+        self._pace.learn(running.answers, running.cost, self._clock() - running.started)
+        rows = iter(logits)
+        deltas = []
+        for work in running.of.works:
+            ends = work.reaches_end
+            self._scheduler.accept(work)
+            if ends:
+                deltas.append(self._next(work.sequence, next(rows)))
+        return tuple(deltas)
+
+    def settle(self) -> None:
+        """When there is nothing else to do: cold pages go to a further tier."""
+        self.cache.settle(0, 8)
 
     def report(self) -> Report:
-        pool = self.pool
-        return Report((), CacheState(PAGE, pool.pages, pool.free, pool.pages - pool.free, 0, 0, 0, 0, 0, 0, 0, None))
+        found = (self._looked_up, self._found)
+        return report_of(self._scheduler, self.cache, found, self._clock())
 
     def check(self) -> None:
         self._scheduler.check()
 
-    def _accept(self, plan: list[Work], logits: Logits) -> tuple[Delta, ...]:
-        rows = iter(logits)
-        deltas = []
-        for work in plan:
-            ends = work.reaches_end
-            work.sequence.computed += work.count
-            if ends:
-                deltas.append(self._next(work.sequence, next(rows)))
-        return tuple(deltas)
+    def _planned(self) -> Pass | None:
+        self._prepared = None
+        works = self._scheduler.plan(self._clock())
+        return self._described(works) if works else None
+
+    def _described(self, works: list[Work], ahead: int = 0) -> Pass:
+        batch = Batch.of([work.span(ahead) for work in works])
+        pages = [list(work.pages) for work in works]
+        return Pass(works, batch, pages, self._model.forward(self._ops_of(batch)))
+
+    def _following(self) -> Pass | None:
+        """What was prepared, with the tokens that are known by now, if the pages are still those."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is None or any(w.pages != pages for w, pages in zip(prepared.works, prepared.pages, strict=True)):
+            return None
+        prepared.batch.tokens[:] = [work.sequence.tokens[-1] for work in prepared.works]
+        return prepared
 
     def _next(self, sequence: Sequence, row: Logits) -> Delta:
         """The sequence has its next token, or is over."""
         try:
             sampled: Sampled = choose(row, sequence.sampling, sequence.tokens, sequence.prompt)
         except EngineError as error:
-            self._scheduler.remove(sequence.id)
+            self._end(sequence)
             return Delta(sequence.id, (), fault=str(error))
+        first = sequence.answered is None
+        if first:
+            self._looked_up += sequence.prompt
+            self._found += sequence.cached
+            sequence.answered = self._clock()
         sequence.tokens.append(sampled.token)
+        self._scheduler.answered(sequence)
         finish = sequence.finish()
+        cost = sequence.cost(self._clock()) if first or finish else None
         if finish is not None:
-            self._scheduler.remove(sequence.id)
-        return Delta(sequence.id, (sampled,), finish)
+            self._end(sequence)
+        return Delta(sequence.id, (sampled,), finish, cost=cost)
+
+    def _end(self, sequence: Sequence) -> None:
+        self._prepared = None
+        self._scheduler.remove(sequence.id)
 
     def _refuse_impossible(self, submit: Submit) -> None:
         context, vocab = self.limits.context, self.limits.vocab

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.messages import EngineSpec
-from engine.scheduler import PREFILL, PREFILL_BESIDE_DECODE
+from engine.pace import PREFILL
 from kvcache.pages import PAGE
 from models.config import ModelConfig
 from quant.errors import EngineError, NotEnoughMemory
@@ -49,7 +49,7 @@ def memory_need(config: ModelConfig, weights: int, cache: int, kv: str = "f16", 
     """With weights of so many bytes and a cache for so many tokens."""
     heads = config.attention.heads * config.attention.head_dim
     row = 4 * (4 * config.width + 4 * heads + 3 * config.ffn)  # float32 activations that live at once
-    rows = max(PREFILL, PREFILL_BESIDE_DECODE + max_batch)  # of the largest pass
+    rows = PREFILL + max_batch  # of the largest pass
     logits = 8 * max_batch * config.vocab
     rope = 4 * min(cache, config.context) * config.attention.rope.dims
     return Need(weights, cache * token_bytes(config, kv), rows * row + logits + rope)

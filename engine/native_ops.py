@@ -48,7 +48,7 @@ class NativeOps:
         self._picks_all = np.array_equal(batch.picks, np.arange(len(batch.tokens)))
 
     def embed(self, table: Matrix) -> mx.array:
-        return _native.embed(mx.array(self._batch.tokens), panels(table))
+        return _native.embed(self._batch.ids, panels(table))
 
     def add_attention(self, layer: int, x: mx.array, weights: Attention, rows: Rows) -> mx.array:
         only_picked = rows is Rows.PICKED and not self._picks_all

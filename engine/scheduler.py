@@ -1,15 +1,22 @@
 """Who takes part in the next pass, with how many tokens, and who gets the pages."""
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.batch import Span
+from engine.pace import PREFILL as MOST
+from engine.pace import ROWS, Pace
 from engine.sequence import Sequence
-from kvcache.pages import PagePool
+from engine.turns import ANSWER, Turns
+from kvcache.cache import PageCache
+from kvcache.lease import Lease
+from kvcache.pages import PAGE
+from kvcache.tree import as_bytes, common
 
-PREFILL = 512  # prompt tokens in a pass when nobody else waits for a token
-PREFILL_BESIDE_DECODE = 128  # and when somebody does: his next token waits for them
+WAIT = 0.02  # seconds to wait for a further tier when there is nothing else to do
+ALIKE = 8  # common tokens that are worth waiting for somebody else's pass
+COLD_BESIDE_DECODE, COLD = 1, 8  # pages handed to a further tier before a pass
 
 
 @dataclass(frozen=True)
@@ -23,93 +30,241 @@ class Work:
     def reaches_end(self) -> bool:
         return self.count == self.sequence.todo
 
-    def span(self) -> Span:
-        s = self.sequence
-        return Span(s.tokens[s.computed : s.computed + self.count], s.computed, s.pages, self.reaches_end)
+    @property
+    def answers(self) -> bool:
+        """It is the one token that follows an answer's last, and no prompt."""
+        return self.sequence.todo == 1
+
+    @property
+    def pages(self) -> list[int]:
+        return self.sequence.lease.pages if self.sequence.lease else []
+
+    def span(self, ahead: int) -> Span:
+        """As it will be when the sequence has so many more tokens, of which nothing is known yet."""
+        s, past = self.sequence, self.sequence.computed + ahead
+        tokens = s.tokens[past : past + self.count] or [0] * self.count
+        return Span(tokens, past, self.pages, self.reaches_end)
 
 
 class Scheduler:
-    """Sequences in the order of arrival: `running`, then `waiting`; only running ones hold pages. Owner: the engine.
+    """Sequences that run, in the order of their rank, and those that wait for their turn. Owner: the engine.
 
-    Whoever came first goes first: when pages run out, the youngest gives its own back and waits, to be computed again.
-    So the oldest always goes on, and everybody comes to be the oldest. (That its tokens stay the same is law 1.)
+    Who runs keeps its rank, older than that of whoever has a turn later: when pages run out, the youngest gives its own
+    back and waits. So the oldest always goes on, and everybody who had a turn comes to be the oldest; everybody who
+    waits has a turn (see Turns). That tokens stay the same through all of this is law 1.
     """
 
-    def __init__(self, pool: PagePool, max_batch: int) -> None:
-        self._pool = pool
+    def __init__(self, cache: PageCache, max_batch: int, pace: Pace) -> None:
+        self._cache = cache
         self._max_batch = max_batch
+        self._pace = pace
+        self._turns = Turns()
+        self._blocked: tuple[int, int] | None = None  # who waits for pages, and how many there were
+        self._stuck = False
         self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
+        self.preempted = 0
 
     @property
     def busy(self) -> bool:
-        return bool(self.running or self.waiting)
+        return bool(self.running or self._turns)
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        return list(self._turns)
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self._turns.add(sequence)
 
-    def remove(self, name: int) -> None:
-        """The sequence is forgotten and its pages are free. One that is over already is no fault: news cross."""
-        for queue in (self.running, self.waiting):
-            for sequence in queue:
-                if sequence.id == name:
-                    queue.remove(sequence)
-                    self._release(sequence)
-                    return
+    def remove(self, name: int) -> Sequence | None:
+        """The sequence is forgotten and holds no page. One that is over already is no fault: news cross."""
+        for sequence in self.running:
+            if sequence.id == name:
+                self._stop(sequence)
+                self._turns.end(sequence)
+                return sequence
+        for sequence in self._turns:
+            if sequence.id == name:
+                self._turns.give_up(sequence)
+                return sequence
+        return None
 
-    def plan(self) -> list[Work]:
-        """Work for every running sequence that the pass has room for; empty only if there is no sequence at all."""
-        self._grow()
-        self._admit()
-        decoding = [s for s in self.running if s.todo == 1]
-        prefill = [s for s in self.running if s.todo > 1]
-        budget = PREFILL_BESIDE_DECODE if decoding else PREFILL
-        return [Work(s, 1) for s in decoding] + list(_shares(prefill, budget))
+    def expired(self, now: float) -> list[Sequence]:
+        """Those who waited for a first turn as long as they cared to; they are forgotten."""
+        gone = [s for s in self._turns if s.asker.patience is not None and now - s.came >= s.asker.patience]
+        gone = [s for s in gone if s.turned is None]
+        for sequence in gone:
+            self._turns.give_up(sequence)
+        return gone
+
+    def plan(self, now: float) -> list[Work]:
+        """Work for running sequences; empty if there are none, or all wait for pages from a further tier."""
+        answering = any(s.todo == 1 for s in self.running)
+        self._cache.settle(WAIT if self._stuck else 0, COLD_BESIDE_DECODE if answering else COLD)
+        self._admit(now)
+        work = list(self._with_pages([*self._answers(), *self._prompts()]))
+        self._stuck = not work and bool(self.running)
+        return work
+
+    def same_again(self) -> list[Work] | None:
+        """The work of the next pass, if it is an answer's token more for each who runs, whatever these will be.
+
+        Asked while the tokens before them are still computed: each sequence has one token less than it will have.
+        """
+        if self._turns or any(s.todo != 1 for s in self.running):
+            return None
+        needs = [self._cache.missing(_lease(s), len(s.tokens) + 1) for s in self.running]
+        if not self.running or sum(needs) > self._cache.available:
+            return None
+        for sequence in self.running:
+            self._cache.grow(_lease(sequence), len(sequence.tokens) + 1)
+        return [Work(s, 1) for s in self.running]
+
+    def accept(self, work: Work) -> None:
+        """The work was computed."""
+        s, lease = work.sequence, _lease(work.sequence)
+        past = lease.filled
+        s.worked += max(0, min(past + work.count, s.prompt) - past)
+        self._cache.fill(lease, s.tokens, past + work.count)
+
+    def answered(self, sequence: Sequence) -> None:
+        """It has a token more."""
+        self._turns.charge(sequence, ANSWER)
 
     def check(self) -> None:
-        """The laws of the scheduler, its sequences and the pool hold together."""
-        self._pool.check()
-        held = [page for s in self.running for page in s.pages]
-        assert len(held) == len(set(held)) == self._pool.pages - self._pool.free, "a page is held by nobody, or twice"
-        assert all(not s.pages and s.computed == 0 for s in self.waiting), "a waiting sequence holds something"
+        """The laws of the scheduler, its sequences and the cache hold together."""
+        self._cache.check()
+        assert all(s.lease is not None and s.lease.open for s in self.running), "a sequence runs without a lease"
+        assert all(s.lease is None for s in self._turns), "a waiting sequence holds something"
         assert len(self.running) <= self._max_batch, "more sequences run than a pass has room for"
+        assert self.running == sorted(self.running, key=_rank), "ranks are out of order"
 
-    def _grow(self) -> None:
-        """Every running sequence has pages for all its tokens; those for whom there were none wait again."""
-        for sequence in list(self.running):
-            while sequence in self.running and sequence.pages_short > self._pool.free:
-                self._put_back(self.running[-1])
-            if sequence in self.running:
-                sequence.pages += self._pool.take(sequence.pages_short)
-
-    def _admit(self) -> None:
-        """The first of the waiting run, as long as there is room, and a page for each other to grow into."""
-        while self.waiting and len(self.running) < self._max_batch:
-            first = self.waiting[0]
-            if first.pages_short + len(self.running) > self._pool.free:
+    def _admit(self, now: float) -> None:
+        """Whose turn it is runs, as long as there is room for its prompt beside what the running ones still need."""
+        while (sequence := self._turns.next()) is not None and self._has_slot(sequence):
+            if self._blocked == (sequence.id, self._cache.available):
                 return
-            first.pages += self._pool.take(first.pages_short)
-            self.running.append(self.waiting.popleft())
+            lease = self._cache.open(sequence.asker.salt)
+            self._cache.find(lease, sequence.tokens)
+            if self._cache.missing(lease, len(sequence.tokens)) + self._promised() > self._cache.available:
+                self._cache.close(lease)
+                self._blocked = (sequence.id, self._cache.available)
+                return
+            self._start(sequence, lease, now)
+
+    def _has_slot(self, sequence: Sequence) -> bool:
+        """A pass has room for it, if need be because a flow that has several turns at once gives one back."""
+        if len(self.running) < self._max_batch:
+            return True
+        if self._turns.flow(sequence).running:
+            return False
+        for other in reversed(self.running):
+            if self._turns.flow(other).running > 1:
+                self._put_back(other)
+                return True
+        return False
+
+    def _start(self, sequence: Sequence, lease: Lease, now: float) -> None:
+        self._turns.take(sequence)
+        sequence.lease = lease
+        if sequence.turned is None:
+            sequence.turned = now
+            sequence.rank = self._turns.flow(sequence).served
+            self._turns.charge(sequence, self._pace.cost(lease.filled, sequence.todo))
+        insort(self.running, sequence, key=_rank)
+
+    def _promised(self) -> int:
+        """Pages that running sequences lack for what they have to compute, and one more for each."""
+        return sum(self._cache.missing(_lease(s), len(s.tokens)) + 1 for s in self.running)
+
+    def _answers(self) -> list[Work]:
+        return [Work(s, 1) for s in self.running if s.todo == 1]
+
+    def _prompts(self) -> Iterator[Work]:
+        """Prompts share the pass's budget by their flows' weights. What two have in common the older computes for both.
+
+        So the oldest of all waits for nobody.
+        """
+        weights: dict[Sequence, float] = {}
+        for sequence in [s for s in self.running if s.todo > 1]:
+            lease = _lease(sequence)
+            self._cache.find(lease, sequence.tokens)
+            if lease.awaits:
+                continue
+            leader = next((other for other in weights if _follows(sequence, other)), sequence)
+            if leader is sequence:
+                self._cache.find_part(lease, sequence.tokens)
+            weights[leader] = weights.get(leader, 0) + self._weight(sequence)
+        answering = sum(s.todo == 1 for s in self.running)
+        yield from self._shares(weights, self._pace.budget(answering), answering)
+
+    def _shares(self, weights: dict[Sequence, float], budget: float, answering: int) -> Iterator[Work]:
+        """What short ones leave over goes to the longer."""
+        costs = {s: self._pace.cost(s.computed, s.todo) for s in weights}
+        total, most = sum(weights.values()), MOST
+        for s in sorted(weights, key=lambda s: costs[s] / weights[s]):
+            share = budget * weights[s] / total
+            count = min(self._pace.tokens(s.computed, share), s.todo, most)
+            if len(weights) == 1 and count < s.todo:
+                count = max(1, (count + answering) // ROWS * ROWS - answering)
+            budget -= min(share, costs[s])
+            total -= weights[s]
+            most -= count
+            if count > 0:
+                yield Work(s, count)
+
+    def _weight(self, sequence: Sequence) -> float:
+        """A flow's weight is for all its prompts together."""
+        flow = self._turns.flow(sequence)
+        return flow.weight / sum(s.todo > 1 and self._turns.flow(s) is flow for s in self.running)
+
+    def _with_pages(self, works: list[Work]) -> Iterator[Work]:
+        """The works for which there are pages, the oldest first; the youngest give theirs back."""
+        for work in sorted(works, key=lambda work: _rank(work.sequence)):
+            sequence, count = work.sequence, work.count
+            if sequence.lease is None:
+                continue  # it was put back
+            while self._lacks(sequence, count) and self.running[-1] is not sequence:
+                self._put_back(self.running[-1])
+            lease = _lease(sequence)
+            if self._lacks(sequence, count):
+                room = (len(lease.pages) + self._cache.available) * PAGE - lease.filled
+                count = min(count, room)
+            if count > 0:
+                self._cache.grow(lease, lease.filled + count)
+                yield Work(sequence, count)
+
+    def _lacks(self, sequence: Sequence, count: int) -> bool:
+        lease = _lease(sequence)
+        return self._cache.missing(lease, lease.filled + count) > self._cache.available
 
     def _put_back(self, sequence: Sequence) -> None:
+        self._stop(sequence)
+        self._turns.put_back(sequence)
+        self.preempted += 1
+
+    def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._release(sequence)
-        self.waiting.appendleft(sequence)
-
-    def _release(self, sequence: Sequence) -> None:
-        for page in sequence.pages:
-            self._pool.drop(page)
-        sequence.pages = []
-        sequence.computed = 0
+        self._cache.close(_lease(sequence))
+        sequence.lease = None
+        self._blocked = None
 
 
-def _shares(sequences: list[Sequence], budget: int) -> Iterator[Work]:
-    """The budget in equal parts; what short ones leave over goes to the longer, so that no prompt blocks the others.
+def _follows(sequence: Sequence, leader: Sequence) -> bool:
+    """What it lacks next the leader is about to compute: it waits, and shares the page."""
+    mine, lead = _lease(sequence), _lease(leader)
+    if mine.node is not lead.node:
+        return False
+    start = mine.depth * PAGE
+    wanted = as_bytes(sequence.tokens[start : min(start + PAGE, len(sequence.tokens) - 1)])
+    alike = common(wanted, as_bytes(leader.tokens[start : start + PAGE]))
+    return alike > mine.filled - start and (alike * 4 == len(wanted) or alike >= lead.filled - start + ALIKE)
 
-    Where there are more of them than tokens in the budget, those who came first have one each.
-    """
-    members = sorted(sequences[:budget], key=lambda s: s.todo)
-    for i, sequence in enumerate(members):
-        share = min(sequence.todo, budget // (len(members) - i))
-        yield Work(sequence, share)
-        budget -= share
+
+def _lease(sequence: Sequence) -> Lease:
+    assert sequence.lease is not None, "it runs"
+    return sequence.lease
+
+
+def _rank(sequence: Sequence) -> tuple[float, float, int]:
+    assert sequence.rank is not None, "it had a turn"
+    return sequence.rank, sequence.came, sequence.id

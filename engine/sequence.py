@@ -1,28 +1,37 @@
 """One request under way in the engine."""
 
-from engine.messages import Finish, Sampling, Submit
-from kvcache.pages import PAGE
+from engine.messages import Cost, Finish, Sampling, Submit
+from kvcache.lease import Lease
 
 
 class Sequence:
     """Tokens of a request, and how far they are computed. Owner: the scheduler.
 
-        0 <= computed <= len(tokens) <= limit
+        0 <= computed < len(tokens) <= limit
 
         tokens  | prompt ............. | answer ....... |
-        pages   | computed .................. | to do . |   cover `computed` and what the next pass adds
+        lease   | computed .................. | to do . |
 
-    A waiting sequence holds no page and has nothing computed; what it had answered before it was put back, it keeps.
+    One that waits has no lease and nothing computed; what it had answered before it was put back, it keeps.
     """
 
-    def __init__(self, submit: Submit, context: int) -> None:
+    def __init__(self, submit: Submit, context: int, now: float = 0.0) -> None:
         self.id = submit.id
         self.sampling: Sampling = submit.sampling
+        self.asker = submit.asker
         self.tokens = list(submit.prompt)
         self.prompt = len(submit.prompt)
         self.limit = min(self.prompt + submit.sampling.max_tokens, context)
-        self.computed = 0
-        self.pages: list[int] = []
+        self.lease: Lease | None = None
+        self.rank: float | None = None  # from its first turn on: the higher, the sooner it gives up its pages
+        self.worked = 0  # prompt tokens that were computed for it
+        self.came = now
+        self.turned: float | None = None  # when it had its first turn, and its first token
+        self.answered: float | None = None
+
+    @property
+    def computed(self) -> int:
+        return self.lease.filled if self.lease else 0
 
     @property
     def todo(self) -> int:
@@ -30,12 +39,18 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
-    def pages_short(self) -> int:
-        """Pages it has to take before all its tokens can be computed."""
-        return max(0, -(-len(self.tokens) // PAGE) - len(self.pages))
+    def cached(self) -> int:
+        """Prompt tokens that were there already."""
+        return max(0, min(self.computed, self.prompt) - self.worked)
 
     def finish(self) -> Finish | None:
         """Why it is over after its newest token, if it is."""
         if self.tokens[-1] in self.sampling.stop_tokens:
             return "stop"
         return "length" if len(self.tokens) == self.limit else None
+
+    def cost(self, now: float) -> Cost:
+        """From its first token on."""
+        assert self.turned is not None, "an answer without a turn"
+        assert self.answered is not None, "an answer without a first token"
+        return Cost(self.cached, self.turned - self.came, self.answered - self.turned, now - self.answered)

@@ -9,7 +9,7 @@ from itertools import count
 from kvcache.lease import Lease
 from kvcache.pages import PAGE, PagePool
 from kvcache.store import PageStore
-from kvcache.tier import Tier, page_key, root_key
+from kvcache.tier import Tier, TierState, page_key, root_key
 from kvcache.tree import WHOLE, Node, as_bytes
 
 AHEAD = 64  # pages of one prompt that are on their way from the tier at once
@@ -72,6 +72,9 @@ class PageCache:
     def unsettled(self) -> bool:
         """Something is to be stored, or on its way."""
         return bool(self._cold or self._coming)
+
+    def tier_state(self) -> TierState | None:
+        return self._tier.state() if self._tier else None
 
     def open(self, salt: str) -> Lease:
         name = salt.encode()
@@ -240,21 +243,20 @@ class PageCache:
     def _value(self, node: Node) -> None:
         """It was of use just now."""
         part = len(node.tokens) / WHOLE
-        node.value = self._clock + part * (1 + self._steep * node.depth * PAGE)
-        node.used = self._uses
+        node.worth = (self._clock + part * (1 + self._steep * node.depth * PAGE), self._uses)
         self._leaf(node)
 
     def _leaf(self, node: Node) -> None:
         if not self._is_kept_leaf(node):
             return
-        heapq.heappush(self._leaves, (node.value, node.used, next(self._ticket), node))
+        heapq.heappush(self._leaves, (*node.worth, next(self._ticket), node))
         if len(self._leaves) > 2 * self._kept + 64:  # most are what no longer is one
-            self._leaves = [entry for entry in self._leaves if self._is_kept_leaf(entry[-1], entry[0])]
+            self._leaves = [entry for entry in self._leaves if self._is_kept_leaf(entry[-1], entry[:2])]
             heapq.heapify(self._leaves)
 
-    def _is_kept_leaf(self, node: Node, value: float | None = None) -> bool:
+    def _is_kept_leaf(self, node: Node, worth: tuple[float, int] | None = None) -> bool:
         """And is still worth so much."""
-        return node.page >= 0 and node.holders == 0 and node.is_leaf and value in (None, node.value)
+        return node.page >= 0 and node.holders == 0 and node.is_leaf and worth in (None, node.worth)
 
     def _take(self) -> int:
         while not self.pool.free:
@@ -262,8 +264,8 @@ class PageCache:
         return self.pool.take()
 
     def _evict(self) -> None:
-        value, _, _, node = heapq.heappop(self._leaves)
-        if not self._is_kept_leaf(node, value):
+        value, used, _, node = heapq.heappop(self._leaves)
+        if not self._is_kept_leaf(node, (value, used)):
             return
         self._clock = value
         if self._tier is not None and node.whole:

@@ -26,8 +26,7 @@ class Node:
         "parent",
         "stored",
         "tokens",
-        "used",
-        "value",
+        "worth",
         "writers",
     )
 
@@ -40,8 +39,7 @@ class Node:
         self.children: dict[bytes, Node] = {}
         self.ends: dict[bytes, Node] = {}
         self.holders = 0
-        self.value = 0.0  # the least goes first when pages are wanted, and of equals
-        self.used = 0  # the one used longest ago
+        self.worth = (0.0, 0)  # the least goes first when pages are wanted, of equals the one used longest ago
         self.stored = False  # on a further tier
         self.writers: list[Writer] = []  # who fills a page that follows this one
 

@@ -9,7 +9,10 @@ import numpy as np
 from engine.batch import Batch
 from engine.engine import Engine, Limits
 from engine.messages import Delta, Sampling, Submit
-from kvcache.pages import PAGE, PagePool
+from engine.pace import PREFILL, Pace
+from kvcache.cache import PageCache
+from kvcache.pages import PAGE
+from kvcache.tier import Tier
 from models.ops import Ops
 
 VOCAB = 96
@@ -21,6 +24,19 @@ class HashModel:
     def __init__(self, pages: int) -> None:
         self._pages = np.full((pages, PAGE), -1, np.int32)
         self.passes: list[Batch] = []
+
+    @property
+    def page_bytes(self) -> int:
+        return 4 * PAGE
+
+    def copy(self, source: int, target: int) -> None:
+        self._pages[target] = self._pages[source]
+
+    def read(self, page: int) -> bytes:
+        return self._pages[page].tobytes()
+
+    def write(self, page: int, content: bytes) -> None:
+        self._pages[page] = np.frombuffer(content, np.int32)
 
     def forward(self, ops: Ops) -> mx.array:
         batch = cast(Batch, ops)  # the engine hands over what `ops_of` gave it
@@ -45,10 +61,25 @@ def logits_after(history: list[int]) -> np.ndarray[tuple[int], np.dtype[np.float
     return np.random.default_rng(np.frombuffer(digest, np.uint32)).standard_normal(VOCAB) * 3
 
 
-def engine_of(pages: int, max_batch: int = 16, context: int | None = None) -> tuple[Engine, HashModel]:
+def engine_of(
+    pages: int, max_batch: int = 16, context: int | None = None, tier: Tier | None = None, chunk: int = PREFILL
+) -> tuple[Engine, HashModel]:
+    """An engine whose passes take `chunk` tokens of prompts."""
     model = HashModel(pages)
     limits = Limits(context=context or pages * PAGE, vocab=VOCAB, max_batch=max_batch)
-    return Engine(model, lambda batch: cast(Ops, batch), PagePool(pages), limits), model
+    cache = PageCache(pages, model, tier, b"hash")
+    return Engine(model, lambda batch: cast(Ops, batch), cache, limits, pace=Chunks(chunk)), model
+
+
+class Chunks(Pace):
+    """A pace that knows no time."""
+
+    def __init__(self, chunk: int) -> None:
+        super().__init__(0.0)
+        self._chunk = chunk
+
+    def budget(self, decoding: int) -> float:
+        return self._chunk
 
 
 def finish_all(engine: Engine, answers: dict[int, list[Delta]]) -> None:
