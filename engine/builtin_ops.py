@@ -19,7 +19,8 @@ class BuiltinPool:
     """Keys and values of every layer, one array a layer, written in place.
 
     A write happens in place while the pool holds the only reference to the array: whoever keeps another, or leaves a
-    pass unevaluated when the next begins, makes MLX copy the pool. Behind the pages' slots lies one that is never
+    pass unevaluated when the next begins, makes MLX copy the pool. As bytes (kvcache/store.py) pages are to be had
+    between passes. Behind the pages' slots lies one that is never
     written: it stays zero, and what a sequence must not see is read from there.
     """
 
@@ -32,12 +33,39 @@ class BuiltinPool:
         self.turns = mx.array(rope_table(shape.rope, min(config.context, self.nowhere)))  # (positions, rope dims)
         mx.eval(self.layers, self.turns)
 
-    def write(self, layer: int, slots: mx.array, k: mx.array, v: mx.array) -> None:
+    @property
+    def page_bytes(self) -> int:
+        return sum(layer[: self.page_size].nbytes for layer in self.layers)
+
+    def copy(self, source: int, target: int) -> None:
+        self._put(target, [layer[self._slots_of(source)] for layer in self.layers])
+
+    def read(self, page: int) -> bytes:
+        parts = [layer[self._slots_of(page)].view(mx.uint8) for layer in self.layers]
+        return b"".join(np.array(part).tobytes() for part in parts)
+
+    def write(self, page: int, content: bytes) -> None:
+        _, two, heads, _ = self.layers[0].shape
+        raw = np.frombuffer(content, np.uint8).reshape(len(self.layers), self.page_size, two, heads, -1)
+        self._put(page, [mx.array(part).view(self.layers[0].dtype) for part in raw])
+
+    def _put(self, page: int, parts: list[mx.array]) -> None:
+        """The page holds the parts, one a layer, each (tokens, 2, K, Dh)."""
+        mx.eval(parts)  # from here on nothing but the pool refers to its arrays
+        for layer, part in zip(self.layers, parts, strict=True):
+            layer[self._slots_of(page)] = part
+        mx.eval(self.layers)
+
+    def _slots_of(self, page: int) -> mx.array:
+        """As an index that gathers and scatters: a slice of a pool would refer to it."""
+        return mx.arange(page * self.page_size, (page + 1) * self.page_size)
+
+    def write_rows(self, layer: int, slots: mx.array, k: mx.array, v: mx.array) -> None:
         """k and v (T, K, Dh) lie at their slots when the pass has been evaluated."""
         pool = self.layers[layer]
         self.layers[layer][slots] = mx.stack([k, v], axis=1).astype(pool.dtype)
 
-    def read(self, layer: int, slots: mx.array) -> tuple[mx.array, mx.array]:
+    def read_rows(self, layer: int, slots: mx.array) -> tuple[mx.array, mx.array]:
         """Keys and values (B, K, S, Dh) at slots (B, S)."""
         both = self.layers[layer][slots].transpose(2, 0, 3, 1, 4)
         return both[0], both[1]
@@ -92,7 +120,7 @@ class BuiltinOps:
             q = mx.fast.rms_norm(q, norms.q.astype(q.dtype), self.eps)
             k = mx.fast.rms_norm(k, norms.k.astype(k.dtype), self.eps)
         q, k = self._turned(q), self._turned(k)
-        self.pool.write(layer, self._slots, k, v)
+        self.pool.write_rows(layer, self._slots, k, v)
         seen = [self._attend(layer, q, group) for group in self._groups]
         out = seen[0] if len(seen) == 1 else mx.concatenate(seen)
         return out[self._back] if self._back is not None else out
@@ -101,7 +129,7 @@ class BuiltinOps:
         return mx.fast.rms_norm(x, weight, self.eps).astype(self.dtype)
 
     def _attend(self, layer: int, q: mx.array, group: Group) -> mx.array:
-        keys, values = self.pool.read(layer, group.slots)
+        keys, values = self.pool.read_rows(layer, group.slots)
         mixed = mx.fast.scaled_dot_product_attention(
             q[group.rows].swapaxes(1, 2),  # (B, H, n, Dh)
             keys.astype(q.dtype),

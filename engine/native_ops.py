@@ -14,13 +14,29 @@ from models.rope import rope_table
 
 
 class NativePool:
-    """The KV pages of every layer: (pages, elements) an array, with this one owner, for they are written in place."""
+    """The KV pages of every layer: (pages, elements) an array, with this one owner, for they are written in place.
+
+    As bytes (kvcache/store.py) they are to be had between passes.
+    """
 
     def __init__(self, config: ModelConfig, pages: int, context: int, dtype: mx.Dtype) -> None:
         shape = config.attention
         elements = _native.page_elements(shape.kv_heads, shape.head_dim)
         self.layers = [_native.unwritten_pages(pages, elements, dtype) for _ in range(config.layers)]
         self.rope = mx.array(rope_table(shape.rope, context))
+
+    @property
+    def page_bytes(self) -> int:
+        return _native.page_bytes(self.layers)
+
+    def copy(self, source: int, target: int) -> None:
+        _native.copy_page(self.layers, source, target)
+
+    def read(self, page: int) -> bytes:
+        return _native.read_page(self.layers, page)
+
+    def write(self, page: int, content: bytes) -> None:
+        _native.write_page(self.layers, page, content)
 
 
 class NativeOps:

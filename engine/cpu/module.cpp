@@ -11,6 +11,7 @@
 #include "kernels.h"
 #include "layer_op.h"
 #include "pack.h"
+#include "page_store.h"
 #include "pool.h"
 #include "probe.h"
 #include "row_ops.h"
@@ -32,6 +33,30 @@ std::shared_ptr<AttentionPlan> make_plan(int64_t heads, int64_t kv_heads, int64_
   return std::make_shared<AttentionPlan>(AttentionShape{heads, kv_heads, head_dim, scale, window}, eps, interleaved, ints(starts),
                                          ints(past), ints(tables), static_cast<int64_t>(tables.shape(1)), rope,
                                          picks ? ints(*picks) : std::vector<int32_t>{});
+}
+
+// A page of a model is a megabyte or so: other threads of Python go on while it is copied.
+void copied(const LayerPages &layers, int64_t source, int64_t target) {
+  nb::gil_scoped_release others_go_on;
+  copy_page(layers, source, target);
+}
+
+nb::bytes bytes_of_page(const LayerPages &layers, int64_t page) {
+  auto out = nb::steal<nb::bytes>(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(page_bytes(layers))));
+  if (!out.is_valid()) nb::raise_python_error();
+  {
+    char *to = PyBytes_AsString(out.ptr());
+    nb::gil_scoped_release others_go_on;
+    read_page(layers, page, to);
+  }
+  return out;
+}
+
+void page_from_bytes(const LayerPages &layers, int64_t page, const nb::bytes &content) {
+  if (content.size() != page_bytes(layers)) throw std::invalid_argument("[write_page] content is not the bytes of one page");
+  const char *from = content.c_str();
+  nb::gil_scoped_release others_go_on;
+  write_page(layers, page, from);
 }
 
 }  // namespace
@@ -64,6 +89,10 @@ NB_MODULE(_native, m) {
                   "starts"_a, "past"_a, "tables"_a, "rope"_a, "picks"_a.none() = nb::none());
   m.def("unwritten_pages", &unwritten_pages, "pages"_a, "elements"_a, "dtype"_a);
   m.def("page_elements", &page_elements, "kv_heads"_a, "head_dim"_a);
+  m.def("page_bytes", &page_bytes, "layers"_a);
+  m.def("copy_page", &copied, "layers"_a, "source"_a, "target"_a);
+  m.def("read_page", &bytes_of_page, "layers"_a, "page"_a);
+  m.def("write_page", &page_from_bytes, "layers"_a, "page"_a, "content"_a);
   m.def("attend", &attend, "plan"_a, "pages"_a, "q"_a, "k"_a, "v"_a, "q_norm"_a.none(), "k_norm"_a.none());
   nb::class_<AttentionWeights>(m, "AttentionWeights")
       .def(nb::init<mx::array, std::vector<Matrix>, std::vector<Bias>, Norm, Norm>(), "norm"_a, "matrices"_a, "biases"_a,
