@@ -20,8 +20,8 @@ from engine.chips import BANDWIDTHS, chip
 from engine.load import Brought, bring, start_cpu
 from engine.memory import token_bytes
 from engine.messages import Fault
-from engine.roofline import Stored, Weights, decode_work, prefill_work
 from engine.pace import PREFILL
+from engine.roofline import Stored, Weights, decode_work, prefill_work
 from kvcache.pages import PAGE
 from models.config import ModelConfig, config_of
 from models.ops import Matrix

@@ -90,7 +90,7 @@ class Inbox:
 
 
 def run(engine: Engine, inbox: Inbox, send: Callable[[FromEngine], None]) -> None:
-    """Steps while there is work, sleep while there is none, until Stop. News of a step go out while the next computes."""
+    """Steps while there is work, sleep while there is none, until Stop. News go out while the next step computes."""
     news: tuple[Delta, ...] = ()
     while True:
         for message in inbox.rest() if engine.busy or news else _awaited(engine, inbox):

@@ -60,7 +60,8 @@ class Engine:
     """The sequences of one model. It knows token ids, not text. One thread calls it; the cache is its own.
 
     Whoever calls `start` and `finish` has the time between them for other things; messages are obeyed before a start.
-    Where `forward` only describes a pass (MLX arrays are lazy), the next one is described while this one runs.
+    Where `forward` does nothing but describe a pass (`lazy`), the next one is described while this one runs, and is
+    forgotten without a trace if things turn out otherwise.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Engine:
         prompts = [work for work in works if not work.answers]
         cost = sum(self._pace.cost(work.sequence.computed, work.count) for work in prompts)
         started = self._clock()
-        mx.async_eval(following.logits)
+        mx.async_eval(following.logits)  # type: ignore[no-untyped-call]
         return Running(following, started, len(works) - len(prompts), cost)
 
     def prepare(self) -> None:

@@ -15,7 +15,10 @@ from engine.cores import default_threads
 from engine.engine import Engine, Limits
 from engine.memory import Room, free_memory, room_for
 from engine.messages import EngineSpec
-from kvcache.pages import PAGE, PagePool
+from engine.pace import Pace, steepness
+from kvcache.cache import PageCache
+from kvcache.pages import PAGE
+from kvcache.store import PageStore
 from models.config import ModelConfig, config_of
 from models.llama import Llama
 from models.ops import Ops
@@ -25,7 +28,7 @@ from quant.gguf_file import GGUFFile
 from quant.mlx_folder import MLXFolder
 from quant.open import open_checkpoint
 
-Side = tuple[Llama, Callable[[Batch], Ops]]
+Side = tuple[Llama, Callable[[Batch], Ops], PageStore]
 
 _KV = {"f16": mx.float16, "bf16": mx.bfloat16, "f32": mx.float32}
 
@@ -38,6 +41,7 @@ class Brought:
     room: Room
     model: Llama
     ops_of: Callable[[Batch], Ops]
+    pages: PageStore
     device: str  # the class of device, within which equal requests get equal tokens
 
 
@@ -47,15 +51,18 @@ def load(spec: EngineSpec) -> Loaded:
         brought = bring(spec, checkpoint)
     room = brought.room
     limits = Limits(room.context, brought.config.vocab, spec.max_batch)
-    return Loaded(Engine(brought.model, brought.ops_of, PagePool(room.cache // PAGE), limits), brought.device)
+    steep = steepness(brought.config)
+    cache = PageCache(room.cache // PAGE, brought.pages, steep=steep)
+    engine = Engine(brought.model, brought.ops_of, cache, limits, pace=Pace(steep), lazy=brought.device == "cpu")
+    return Loaded(engine, brought.device)
 
 
 def bring(spec: EngineSpec, checkpoint: GGUFFile | MLXFolder) -> Brought:
     config = config_of(checkpoint)
     device = _device(spec)
     room = room_for(config, _weights(device, spec, checkpoint), spec, free_memory())
-    model, ops_of = _SIDES[device](spec, config, checkpoint, room)
-    return Brought(config, room, model, ops_of, _name(device))
+    model, ops_of, pages = _SIDES[device](spec, config, checkpoint, room)
+    return Brought(config, room, model, ops_of, pages, _name(device))
 
 
 def _device(spec: EngineSpec) -> Literal["cpu", "builtin"]:
@@ -102,14 +109,14 @@ def _on_cpu(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room:
     start_cpu(spec.threads)
     model = Llama.load(config, checkpoint, NativeLoader())
     pool = NativePool(config, room.cache // PAGE, room.context, _KV[spec.kv])
-    return model, lambda batch: NativeOps(config, pool, batch)
+    return model, lambda batch: NativeOps(config, pool, batch), pool
 
 
 def _on_builtin(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
     dtype = _builtin_dtype(spec, checkpoint)
     model = Llama.load(config, checkpoint, BuiltinLoader(dtype))
     pool = BuiltinPool(config, room.cache // PAGE, PAGE, _KV[spec.kv])
-    return model, lambda batch: BuiltinOps(config, pool, batch, dtype)
+    return model, lambda batch: BuiltinOps(config, pool, batch, dtype), pool
 
 
 _SIDES = {"cpu": _on_cpu, "builtin": _on_builtin}

@@ -73,11 +73,24 @@ def room_for(config: ModelConfig, weights: int, spec: EngineSpec, free: int) -> 
     room = int(SHARE * free - without.total) // token // PAGE * PAGE
     usual = min(config.context, USUAL_CONTEXT)
     context = spec.context or min(usual, max(room, LEAST_CONTEXT))
-    cache = _whole_pages(spec.cache_tokens or max(context, min(2 * context, int(CACHE_SHARE * room))))
+    cache = _whole_pages(_asked_cache(config, spec) or max(context, int(CACHE_SHARE * room)))
+    if cache < context and spec.context is None and spec.kv_memory is not None:
+        context = cache
     if cache < context:
         raise EngineError(f"a context of {context} tokens does not fit in a cache of {cache}")
     check_fits(memory_need(config, weights, cache, spec.kv, spec.max_batch), free)
     return Room(context, cache)
+
+
+def _asked_cache(config: ModelConfig, spec: EngineSpec) -> int | None:
+    """Tokens, if a number of them or of bytes was asked for."""
+    if spec.cache_tokens is not None or spec.kv_memory is None:
+        return spec.cache_tokens
+    tokens = spec.kv_memory // token_bytes(config, spec.kv) // PAGE * PAGE
+    if tokens < PAGE:
+        least = _size(PAGE * token_bytes(config, spec.kv))
+        raise EngineError(f"--kv-memory: {_size(spec.kv_memory)} hold no page of this model, which takes {least}")
+    return tokens
 
 
 def free_memory() -> int:

@@ -1,6 +1,7 @@
 """Who takes part in the next pass, with how many tokens, and who gets the pages."""
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -184,8 +185,10 @@ class Scheduler:
 
         So the oldest of all waits for nobody.
         """
+        prompts = [s for s in self.running if s.todo > 1]
+        flows = Counter(id(self._turns.flow(s)) for s in prompts)
         weights: dict[Sequence, float] = {}
-        for sequence in [s for s in self.running if s.todo > 1]:
+        for sequence in prompts:
             lease = _lease(sequence)
             self._cache.find(lease, sequence.tokens)
             if lease.awaits:
@@ -193,29 +196,24 @@ class Scheduler:
             leader = next((other for other in weights if _follows(sequence, other)), sequence)
             if leader is sequence:
                 self._cache.find_part(lease, sequence.tokens)
-            weights[leader] = weights.get(leader, 0) + self._weight(sequence)
-        answering = sum(s.todo == 1 for s in self.running)
+            flow = self._turns.flow(sequence)  # whose weight is for all its prompts together
+            weights[leader] = weights.get(leader, 0) + flow.weight / flows[id(flow)]
+        answering = len(self.running) - len(prompts)
         yield from self._shares(weights, self._pace.budget(answering), answering)
 
     def _shares(self, weights: dict[Sequence, float], budget: float, answering: int) -> Iterator[Work]:
         """What short ones leave over goes to the longer."""
         costs = {s: self._pace.cost(s.computed, s.todo) for s in weights}
-        total, most = sum(weights.values()), MOST
-        for s in sorted(weights, key=lambda s: costs[s] / weights[s]):
-            share = budget * weights[s] / total
+        members, most = sorted(weights, key=lambda s: costs[s] / weights[s]), MOST
+        for i, s in enumerate(members):
+            share = budget * weights[s] / sum(weights[other] for other in members[i:])
             count = min(self._pace.tokens(s.computed, share), s.todo, most)
             if len(weights) == 1 and count < s.todo:
                 count = max(1, (count + answering) // ROWS * ROWS - answering)
             budget -= min(share, costs[s])
-            total -= weights[s]
             most -= count
             if count > 0:
                 yield Work(s, count)
-
-    def _weight(self, sequence: Sequence) -> float:
-        """A flow's weight is for all its prompts together."""
-        flow = self._turns.flow(sequence)
-        return flow.weight / sum(s.todo > 1 and self._turns.flow(s) is flow for s in self.running)
 
     def _with_pages(self, works: list[Work]) -> Iterator[Work]:
         """The works for which there are pages, the oldest first; the youngest give theirs back."""

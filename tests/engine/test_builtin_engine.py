@@ -11,7 +11,8 @@ from engine.builtin_ops import BuiltinOps, BuiltinPool
 from engine.builtin_weights import BuiltinLoader
 from engine.engine import Engine, Limits
 from engine.messages import Sampling, Submit
-from kvcache.pages import PAGE, PagePool
+from kvcache.cache import PageCache
+from kvcache.pages import PAGE
 from models.config import config_of
 from models.llama import Llama
 from quant.open import open_checkpoint
@@ -30,7 +31,7 @@ def engine_of(path: Path, dtype: mx.Dtype, pages: int = 16) -> Engine:
     def ops_of(batch: Batch) -> BuiltinOps:
         return BuiltinOps(config, held, batch, dtype)
 
-    return Engine(model, ops_of, PagePool(pages), Limits(context=256, vocab=config.vocab, max_batch=4))
+    return Engine(model, ops_of, PageCache(pages, held), Limits(context=256, vocab=config.vocab, max_batch=4))
 
 
 def answers(engine: Engine, length: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.messages import Delta, Sampling, Submit
-from engine.scheduler import PREFILL, PREFILL_BESIDE_DECODE
+from engine.pace import PREFILL
 from kvcache.pages import PAGE
 from quant.errors import EngineError
 from tests.engine.hash_model import VOCAB, HashModel, alone, collect, engine_of, finish_all, logits_after
@@ -58,7 +58,7 @@ def test_mixed_requests_at_once_get_what_each_gets_alone(pages: int, max_batch: 
             engine.check()
     finish_all(engine, answers)
     assert [as_request_0(answers[i]) for i in range(16)] == ALONE
-    assert engine.pool.free == pages
+    assert engine.cache.available == pages
 
 
 def test_a_sequence_that_was_put_back_for_want_of_pages_goes_on_where_it_was() -> None:
@@ -116,9 +116,9 @@ def test_cancelled_while_running_its_pages_are_free_before_the_next_step(steps: 
     engine.submit(Submit(1, prompt_of(PREFILL + 50, 1), Sampling(max_tokens=1000)))
     for _ in range(steps):
         engine.step()
-    assert engine.pool.free < 64
+    assert engine.cache.available < 64
     engine.cancel(1)
-    assert engine.pool.free == 64
+    assert engine.cache.available == 64
     assert (engine.busy, engine.step()) == (False, ())
     assert len(model.passes) == steps
 
@@ -149,13 +149,13 @@ def test_a_cancel_of_what_is_over_or_was_never_there_is_nothing() -> None:
 
 
 def test_a_long_prompt_holds_up_nobody_who_decodes() -> None:
-    engine, model = engine_of(pages=200)
+    engine, model = engine_of(pages=200, chunk=128)
     engine.submit(Submit(1, [1, 2, 3], Sampling(max_tokens=1000)))
     engine.step()
     engine.submit(Submit(2, prompt_of(3000, 1), GREEDY))
     for _ in range(10):
         assert [delta.id for delta in engine.step()] == [1]
-    assert max(len(batch.tokens) for batch in model.passes) <= PREFILL_BESIDE_DECODE + 1
+    assert max(len(batch.tokens) for batch in model.passes) <= 128 + 1
 
 
 def test_a_long_prompt_holds_up_no_short_one() -> None:
@@ -197,7 +197,7 @@ def test_logits_that_are_not_numbers_end_their_sequence_alone(monkeypatch: pytes
     finish_all(engine, answers)
     assert answers[1] == [Delta(1, (), fault="the model computed something that is not a number")]
     assert answers[2][-1].finish == "length"
-    assert engine.pool.free == 8
+    assert engine.cache.available == 8
 
 
 @given(
@@ -221,4 +221,4 @@ def test_whoever_is_cancelled_whenever_the_rest_get_what_they_get_alone(pages: i
     for i in range(16):
         got = as_request_0(answers.get(i, []))
         assert got == ALONE[i] if i not in turns else got == ALONE[i][: len(got)]
-    assert engine.pool.free == pages
+    assert engine.cache.available == pages

@@ -20,7 +20,7 @@ from engine.memory import (
     token_bytes,
 )
 from engine.messages import EngineSpec
-from engine.scheduler import PREFILL, PREFILL_BESIDE_DECODE
+from engine.pace import PREFILL
 from kvcache.pages import PAGE
 from models.config import AttentionShape, ModelConfig
 from models.rope import Rope
@@ -118,5 +118,5 @@ def test_scratch_is_for_the_largest_pass_that_the_scheduler_plans() -> None:
         return without_logits / one_row
 
     one_row = 4 * (4 * LLAMA_1B.width + 4 * 32 * 64 + 3 * LLAMA_1B.ffn)
-    assert rows(16) == PREFILL
-    assert rows(2 * PREFILL) == PREFILL_BESIDE_DECODE + 2 * PREFILL
+    assert rows(16) == PREFILL + 16
+    assert rows(2 * PREFILL) == PREFILL + 2 * PREFILL
