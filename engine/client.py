@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -39,10 +39,14 @@ class Answer(Protocol):
 
     It ends after the delta that has a finish. It raises EngineError, once, when the engine died or cannot go on with
     this sequence. Whoever stops listening earlier calls `cancel`; it may be called at any time, any number of times.
+
+    `listen` is for those who have many of them: from then on news are told as they come, those that wait first, and
+    the iteration has none. A fault is then told as it is, a delta.
     """
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...
     async def __anext__(self) -> Delta: ...
+    def listen(self, tell: Callable[[Delta], None]) -> None: ...
     def cancel(self) -> None: ...
 
 
@@ -83,6 +87,7 @@ class Request:
         self._client = client
         self._news: asyncio.Queue[Delta] = asyncio.Queue()
         self._over = False
+        self.tell: Callable[[Delta], None] = self._news.put_nowait
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
@@ -99,8 +104,10 @@ class Request:
     def cancel(self) -> None:
         self._client.cancel(self)
 
-    def tell(self, news: Delta) -> None:
-        self._news.put_nowait(news)
+    def listen(self, tell: Callable[[Delta], None]) -> None:
+        self.tell = tell
+        while not self._news.empty():
+            tell(self._news.get_nowait())
 
 
 class EngineClient:
