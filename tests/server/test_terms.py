@@ -201,11 +201,11 @@ def test_choices_take_the_longest_time_and_compute_the_sum() -> None:
 def test_a_limit_beyond_the_room_is_warned_of_with_both_numbers() -> None:
     prompt = len("user: hello") + 3
     for name in ("max_tokens", "max_completion_tokens"):
-        (warning,) = chat(**{name: CONTEXT})["warnings"]
+        (warning,) = chat(None, **{name: CONTEXT})["warnings"]
         assert warning["param"] == name
         assert f"{CONTEXT} " in warning["message"]
         assert f"{CONTEXT - prompt} " in warning["message"]
-        assert "warnings" not in chat(**{name: CONTEXT - prompt})
+        assert "warnings" not in chat(None, **{name: CONTEXT - prompt})
     (warning,) = complete(max_tokens=CONTEXT)["warnings"]
     assert str(CONTEXT - 6) in warning["message"]
     assert "warnings" not in complete(prompt="x" * (CONTEXT - 5))  # the API's own default is no wish
