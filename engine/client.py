@@ -1,19 +1,35 @@
-"""The server's end of an engine: submit, stream, cancel; a child that dies is replaced, and its requests are told."""
+"""The server's end of an engine: submit, stream, cancel, ask; if the child dies it is replaced, and all are told."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from engine.breaker import Breaker
-from engine.messages import Cancel, Delta, EngineSpec, Ready, Sampling, Step, Submit, ToEngine
+from engine.messages import (
+    Ask,
+    Asker,
+    Cancel,
+    Delta,
+    EngineSpec,
+    FromEngine,
+    Ready,
+    Report,
+    Sampling,
+    Step,
+    Submit,
+    ToEngine,
+)
 from engine.process import EngineProcess
 from quant.errors import EngineError, PunaError
 
 PROGRAM = "from engine.child import main; from engine.load import load; main(load)"
+
+NOBODY = Asker()
 
 _log = logging.getLogger(__name__)
 
@@ -23,10 +39,14 @@ class Answer(Protocol):
 
     It ends after the delta that has a finish. It raises EngineError, once, when the engine died or cannot go on with
     this sequence. Whoever stops listening earlier calls `cancel`; it may be called at any time, any number of times.
+
+    `listen` is for those who have many of them: from then on news are told as they come, those that wait first, and
+    the iteration has none. A fault is then told as it is, a delta.
     """
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...
     async def __anext__(self) -> Delta: ...
+    def listen(self, tell: Callable[[Delta], None]) -> None: ...
     def cancel(self) -> None: ...
 
 
@@ -48,8 +68,12 @@ class Runner(Protocol):
         """Sequences submitted and not over: waiting or running."""
         ...
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Answer:
+    def submit(self, prompt: Sequence[int], sampling: Sampling, asker: Asker = NOBODY) -> Answer:
         """Raises EngineError when the engine is down for longer than a reload takes."""
+        ...
+
+    async def report(self) -> Report:
+        """How the engine stands after its step. Raises EngineError when there is none, or it dies meanwhile."""
         ...
 
     async def close(self) -> None: ...
@@ -63,6 +87,7 @@ class Request:
         self._client = client
         self._news: asyncio.Queue[Delta] = asyncio.Queue()
         self._over = False
+        self.tell: Callable[[Delta], None] = self._news.put_nowait
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
@@ -79,8 +104,10 @@ class Request:
     def cancel(self) -> None:
         self._client.cancel(self)
 
-    def tell(self, news: Delta) -> None:
-        self._news.put_nowait(news)
+    def listen(self, tell: Callable[[Delta], None]) -> None:
+        self.tell = tell
+        while not self._news.empty():
+            tell(self._news.get_nowait())
 
 
 class EngineClient:
@@ -94,6 +121,7 @@ class EngineClient:
         self._alive = False
         self._supervisor: asyncio.Task[None] | None = None
         self._open: dict[int, Request] = {}
+        self._asked: deque[asyncio.Future[Report]] = deque()  # reports come in the order in which they were asked for
         self._submitted = 0
         self._down: str | None = None  # why nothing is taken, for longer than a reload
         self._ready: Ready | None = None
@@ -124,15 +152,23 @@ class EngineClient:
         """The child's, for whoever watches the machine."""
         return self._child.pid if self._child else None
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> Request:
+    def submit(self, prompt: Sequence[int], sampling: Sampling, asker: Asker = NOBODY) -> Request:
         """What is submitted during a reload waits for it."""
         if self._down is not None:
             raise EngineError(self._down)
         self._submitted += 1
-        request = Request(self, Submit(self._submitted, list(prompt), sampling))
+        request = Request(self, Submit(self._submitted, list(prompt), sampling, asker))
         self._open[self._submitted] = request
         self._send(request.submit)
         return request
+
+    async def report(self) -> Report:
+        if not self._alive:
+            raise EngineError(self._down or "the engine is being loaded")
+        asked: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        self._asked.append(asked)
+        self._send(Ask())
+        return await asked
 
     def cancel(self, request: Request) -> None:
         """The request is over here at once, and in the engine before its next step."""
@@ -170,9 +206,19 @@ class EngineClient:
                 message = await self._child.receive()
             except PunaError as death:
                 return death
-            assert isinstance(message, Step), "a child is ready once"
-            for delta in message.deltas:
-                self._deliver(delta)
+            self._hear(message)
+
+    def _hear(self, message: FromEngine) -> None:
+        match message:
+            case Step(deltas):
+                for delta in deltas:
+                    self._deliver(delta)
+            case Report():
+                asked = self._asked.popleft()
+                if not asked.done():  # whoever asked may have left
+                    asked.set_result(message)
+            case _:
+                raise AssertionError("a child is ready once")
 
     def _deliver(self, delta: Delta) -> None:
         request = self._open.get(delta.id)
@@ -226,3 +272,7 @@ class EngineClient:
         lost, self._open = self._open, {}
         for name, request in lost.items():
             request.tell(Delta(name, (), fault=fault))
+        while self._asked:
+            asked = self._asked.popleft()
+            if not asked.done():
+                asked.set_exception(EngineError(fault))

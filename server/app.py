@@ -18,18 +18,19 @@ from server.served import Store
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Who may ask, and how many at once."""
+    """Who may ask, and how long a request may wait for its turn."""
 
     hosts: list[str] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
+    queue_time: float | None = None  # seconds
 
 
 def make_app(store: Store, door: Door, surroundings: Surroundings) -> FastAPI:
     # The documentation pages load scripts from elsewhere; the description they show stays, at /openapi.json.
     app = FastAPI(title="Puna", docs_url=None, redoc_url=None)
     for routes in (
-        chat_routes(store, door),
-        completion_routes(store, door),
+        chat_routes(store, door, surroundings.queue_time),
+        completion_routes(store, door, surroundings.queue_time),
         models_routes(store),
         health_routes(store, door),
     ):

@@ -11,7 +11,8 @@ from server.generation import Generation
 from server.logprobs import chat_logprobs
 from server.schema import ChatRequest
 from server.served import Served
-from server.usage import usage
+from server.terms import Terms
+from server.usage import timings, usage
 
 Json = dict[str, object]
 
@@ -43,15 +44,15 @@ class _Spoken:
 
 
 class ChatReply:
-    def __init__(self, served: Served, body: ChatRequest, warnings: list[dict[str, str]], words: Generation) -> None:
+    def __init__(self, served: Served, body: ChatRequest, terms: Terms, generation: Generation) -> None:
         self._id = f"chatcmpl-{token_hex(12)}"
         self._created = int(time())
         self._served = served
         self._body = body
-        self._warnings = warnings
-        self._generation = words
+        self._terms = terms
+        self._generation = generation
         parallel = body.parallel_tool_calls is not False
-        self._choices = [ChatChoice(tools=body.uses_tools, parallel=parallel) for _ in range(len(words))]
+        self._choices = [ChatChoice(tools=body.uses_tools, parallel=parallel) for _ in range(len(generation))]
 
     async def whole(self) -> Json:
         spoken = [_Spoken() for _ in self._choices]
@@ -66,21 +67,30 @@ class ChatReply:
             }
             for index, choice in enumerate(spoken)
         ]
-        reply = self._frame("chat.completion", choices) | {"usage": usage(self._generation)}
-        return reply | {"warnings": self._warnings} if self._warnings else reply
+        return self._frame("chat.completion", choices) | {"usage": usage(self._generation)} | self._warned | self._timed
 
     async def chunks(self) -> AsyncIterator[Json]:
         first = [self._choice(index, {"role": "assistant", "content": ""}) for index in range(len(self._choices))]
-        yield self._chunk(first) | ({"warnings": self._warnings} if self._warnings else {})
+        yield self._chunk(first) | self._warned
         async for index, delta in self._deltas():
-            yield self._chunk([self._choice(index, _wire(delta), delta)])
+            chunk = self._chunk([self._choice(index, _wire(delta), delta)])
+            last = delta.finish is not None and all(choice.done for choice in self._choices)
+            yield chunk | self._timed if last and not self._body.wants_usage else chunk
         if self._body.wants_usage:
-            yield self._chunk([]) | {"usage": usage(self._generation)}
+            yield self._chunk([]) | {"usage": usage(self._generation)} | self._timed
 
     @property
     def keep_alive(self) -> Json:
         """A chunk that says nothing."""
         return self._chunk([self._choice(0, {})])
+
+    @property
+    def _warned(self) -> Json:
+        return {"warnings": self._terms.warnings} if self._terms.warnings else {}
+
+    @property
+    def _timed(self) -> Json:
+        return {"timings": timings(self._generation)} if self._terms.timed else {}
 
     async def _deltas(self) -> AsyncIterator[tuple[int, ChatDelta]]:
         async for piece in self._generation:
@@ -109,6 +119,7 @@ class ChatReply:
             "created": self._created,
             "model": self._served.name,
             "system_fingerprint": self._served.fingerprint,
+            **self._terms.told,
             "choices": choices,
         }
 

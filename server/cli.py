@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from quant.errors import PunaError
 HOST, PORT = "127.0.0.1", 7862  # P-U-N-A on a phone's keys
 CRIA = Path(__file__).parents[1] / "models" / "cria" / "cria.gguf"  # the demo model that comes with the program
 GRACE = 30.0
+DISK_BUDGET = 10 * 2**30
+KV_FORMATS = ("f16", "bf16", "f32", "q8", "q4")
 _THREADS_HELP = "CPU threads to compute with (default: one for each physical core, of the fast ones if they differ)"
 
 
@@ -24,7 +27,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code. What a user or a file caused is one line on standard error."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(_parser(), arguments)
     try:
         options.do(options)
     except PunaError as error:
@@ -41,6 +44,21 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options. argparse takes words for a list, or an optional one, in one place only; ours may follow options."""
+    options, late = parser.parse_known_args(arguments)
+    if not late:
+        return options
+    names = not any(word.startswith("-") for word in late)
+    if names and "models" in options:
+        options.models = [*options.models, *map(Path, late)]
+    elif names and "prompt" in options and options.prompt is None and len(late) == 1:
+        options.prompt = late[0]
+    else:
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="puna", description="A local LLM inference server with the OpenAI API.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -54,14 +72,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ctx", type=_positive, metavar="N", help="tokens that a conversation may have")
-    parser.add_argument("--cache", type=_positive, metavar="N", help="tokens that all conversations together may keep")
-    parser.add_argument(
-        "--kv", choices=["f16", "bf16", "f32"], default="f16", help="numbers of the cache (default f16)"
-    )
+    _add_kv_format(parser)
+    parser.add_argument("--kv-memory", type=_size, metavar="SIZE", help="memory of the KV cache in bytes, or 512M, 4G")
+    parser.add_argument("--kv-disk", type=Path, metavar="DIR", help="keep what the KV cache has no room for there")
+    parser.add_argument("--kv-disk-budget", type=_size, metavar="SIZE", help="of that folder, at most (default 10G)")
     parser.add_argument("--threads", type=_threads, metavar="N", help=_THREADS_HELP)
     parser.add_argument(
         "--device", choices=["auto", "cpu", "builtin"], default="auto", help="builtin: MLX's own kernels"
     )
+
+
+def _add_kv_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kv-format", choices=KV_FORMATS, default="f16", help="numbers of the KV cache (default f16)")
 
 
 def _add_batch_option(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +97,9 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     _add_model_options(parser)
     _add_batch_option(parser)
     parser.add_argument("--queue", type=_positive, default=256, metavar="N", help="requests that may be here at once")
+    parser.add_argument(
+        "--queue-time", type=_patience, metavar="S", help="seconds that a request waits for its turn, at most"
+    )
     parser.add_argument("--grace", type=_seconds, default=GRACE, metavar="S", help="seconds to finish when stopped")
     parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="further name of this server")
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages that may use it")
@@ -110,6 +135,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "builtin"], default="auto", help="builtin: MLX's own kernels"
     )
+    _add_kv_format(parser)
     parser.add_argument("--context", type=_positive, metavar="N", help="tokens of the long measurements (default 8192)")
     parser.add_argument("--repeat", type=_positive, metavar="N", help="samples of each measurement (default 3)")
     parser.add_argument("--quick", action="store_true", help="short runs, one sample of each: a look, no measurement")
@@ -146,7 +172,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     log_to(options.log_file)
     allow_many_files()
-    surroundings = Surroundings(options.allow_host, options.allow_origin)
+    surroundings = Surroundings(options.allow_host, options.allow_origin, options.queue_time)
     listening = Listening(options.host, options.port, options.queue, options.grace, surroundings)
     like = _spec(CRIA, options, options.max_batch)
     asyncio.run(serve(listening, lambda: open_models(options.models or [CRIA], like)))
@@ -156,12 +182,20 @@ def _spec(model: Path, options: argparse.Namespace, max_batch: int) -> EngineSpe
     return EngineSpec(
         path=str(model),
         context=options.ctx,
-        cache_tokens=options.cache,
         threads=options.threads,
         device=options.device,
-        kv=options.kv,
+        kv=options.kv_format,
+        kv_memory=options.kv_memory,
+        kv_disk=None if options.kv_disk is None else str(options.kv_disk.absolute()),
+        kv_disk_budget=_disk_budget(options),
         max_batch=max_batch,
     )
+
+
+def _disk_budget(options: argparse.Namespace) -> int | None:
+    if options.kv_disk is None and options.kv_disk_budget is not None:
+        raise PunaError("--kv-disk-budget: of which folder? See --kv-disk")
+    return None if options.kv_disk is None else options.kv_disk_budget or DISK_BUDGET
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -193,7 +227,7 @@ def _inspect(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from server.bench import asked_of, bench
 
-    spec = EngineSpec(path=str(options.model), threads=options.threads, device=options.device)
+    spec = EngineSpec(path=str(options.model), threads=options.threads, device=options.device, kv=options.kv_format)
     bench(asked_of(spec, options.context, options.repeat, quick=options.quick), json=options.json)
 
 
@@ -214,8 +248,16 @@ def _serve_arguments(options: argparse.Namespace) -> list[str]:
     arguments = [str(model.absolute()) for model in options.models]
     arguments += ["--host", options.host, "--port", str(options.port), "--grace", f"{options.grace:g}"]
     arguments += ["--max-batch", str(options.max_batch), "--queue", str(options.queue)]
-    arguments += ["--kv", options.kv, "--device", options.device]
-    for flag, value in (("--ctx", options.ctx), ("--cache", options.cache), ("--threads", options.threads)):
+    arguments += ["--kv-format", options.kv_format, "--device", options.device]
+    given = {
+        "--ctx": options.ctx,
+        "--threads": options.threads,
+        "--kv-memory": options.kv_memory,
+        "--kv-disk": None if options.kv_disk is None else options.kv_disk.absolute(),
+        "--kv-disk-budget": _disk_budget(options),
+        "--queue-time": options.queue_time,
+    }
+    for flag, value in given.items():
         arguments += [flag, str(value)] if value is not None else []
     for flag, values in (("--allow-host", options.allow_host), ("--allow-origin", options.allow_origin)):
         arguments += [word for value in values for word in (flag, value)]
@@ -224,6 +266,15 @@ def _serve_arguments(options: argparse.Namespace) -> list[str]:
 
 def _positive(text: str) -> int:
     return _whole(text, 1, 2**40)
+
+
+def _size(text: str) -> int:
+    """Bytes; K, M, G and T are powers of 1024."""
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)([KMGT]?)(?:i?B)?", text, re.IGNORECASE | re.ASCII)
+    size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    if not 0 < size <= 2**50:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; 512M and 4G are")
+    return size
 
 
 def _threads(text: str) -> int:
@@ -238,6 +289,12 @@ def _whole(text: str, least: int, most: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number from {least} to {most}")
     return int(text)
+
+
+def _patience(text: str) -> float:
+    if not 0 < float(text) <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 86400")
+    return float(text)
 
 
 def _seconds(text: str) -> float:

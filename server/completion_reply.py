@@ -10,7 +10,8 @@ from server.generation import Generation, Piece
 from server.logprobs import completion_logprobs
 from server.schema import CompletionRequest
 from server.served import Served
-from server.usage import usage
+from server.terms import Terms
+from server.usage import timings, usage
 
 Json = dict[str, object]
 
@@ -36,7 +37,7 @@ class CompletionReply:
         self,
         served: Served,
         body: CompletionRequest,
-        warnings: list[dict[str, str]],
+        terms: Terms,
         generation: Generation,
         echoes: Sequence[str],
     ) -> None:
@@ -44,7 +45,7 @@ class CompletionReply:
         self._created = int(time())
         self._served = served
         self._body = body
-        self._warnings = warnings
+        self._terms = terms
         self._generation = generation
         self._echoes = echoes
         self._told = [0] * len(generation)  # characters of each choice's tokens, for their offsets
@@ -57,22 +58,30 @@ class CompletionReply:
             self._choice(index, echo + "".join(choice.text), choice.tokens, choice.finish)
             for index, (echo, choice) in enumerate(zip(self._echoes, written, strict=True))
         ]
-        reply = self._frame(choices) | {"usage": usage(self._generation)}
-        return reply | {"warnings": self._warnings} if self._warnings else reply
+        return self._frame(choices) | {"usage": usage(self._generation)} | self._warned | self._timed
 
     async def chunks(self) -> AsyncIterator[Json]:
-        if self._warnings or any(self._echoes):
+        if self._terms.warnings or any(self._echoes):
             first = [self._choice(index, echo, (), None) for index, echo in enumerate(self._echoes)]
-            yield self._chunk(first) | ({"warnings": self._warnings} if self._warnings else {})
+            yield self._chunk(first) | self._warned
         async for piece in self._generation:
-            yield self._chunk([self._choice(piece.choice, piece.text, piece.tokens, piece.finish)])
+            chunk = self._chunk([self._choice(piece.choice, piece.text, piece.tokens, piece.finish)])
+            yield chunk | self._timed if self._generation.over and not self._body.wants_usage else chunk
         if self._body.wants_usage:
-            yield self._chunk([]) | {"usage": usage(self._generation)}
+            yield self._chunk([]) | {"usage": usage(self._generation)} | self._timed
 
     @property
     def keep_alive(self) -> Json:
         """A chunk that says nothing."""
         return self._chunk([self._choice(0, "", (), None)])
+
+    @property
+    def _warned(self) -> Json:
+        return {"warnings": self._terms.warnings} if self._terms.warnings else {}
+
+    @property
+    def _timed(self) -> Json:
+        return {"timings": timings(self._generation)} if self._terms.timed else {}
 
     def _choice(self, index: int, text: str, tokens: Sequence[Sampled], finish: str | None) -> Json:
         logprobs = None
@@ -93,5 +102,6 @@ class CompletionReply:
             "created": self._created,
             "model": self._served.name,
             "system_fingerprint": self._served.fingerprint,
+            **self._terms.told,
             "choices": choices,
         }

@@ -3,44 +3,40 @@
 import asyncio
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from engine.messages import Sampling
+from server.answering import streamed, whole
 from server.completion_reply import CompletionReply
-from server.disconnect import unless_gone
 from server.drain import Door
 from server.errors import InvalidRequest, Unsupported
 from server.generation import Generation, begin
-from server.honesty import COMPLETION, examine
+from server.honesty import COMPLETION
 from server.prompts import checked_ids, text_prompt
-from server.sampling import room_after, sampling_of, seed_of, seed_of_choice
+from server.sampling import answer_tokens, sampling_of, seed_of, seed_of_choice
 from server.schema import CompletionRequest
 from server.served import Served, Store
-from server.sse import Stream
+from server.terms import Terms, terms_of
 
 DEFAULT_TOKENS = 16  # the API's own default
 MOST_SEQUENCES = 128
 
 
-def completion_routes(store: Store, door: Door) -> APIRouter:
+def completion_routes(store: Store, door: Door, queue_time: float | None) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/v1/completions")
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        warnings = examine(body, COMPLETION)
+        terms = terms_of(body, request, COMPLETION, queue_time)
         served = store.find(body.model)
         _check(body)
         prompts = await asyncio.to_thread(_prompts, served, body)
-        generation = _begin(served, body, prompts)
+        generation = _begin(served, body, prompts, terms)
         door.watch(generation)
-        reply = CompletionReply(served, body, warnings, generation, _echoes(served, body, prompts))
+        reply = CompletionReply(served, body, terms, generation, _echoes(served, body, prompts))
         if body.stream:
-            return Stream(reply.chunks(), reply.keep_alive, generation.close)
-        try:
-            return JSONResponse(await unless_gone(request, reply.whole()))
-        finally:
-            generation.close()
+            return await streamed(request, reply, generation, may_expire=terms.asker.patience is not None)
+        return await whole(request, reply, generation)
 
     return routes
 
@@ -50,6 +46,8 @@ def _check(body: CompletionRequest) -> None:
         raise InvalidRequest(f"n: {len(body.prompts)} prompts x {body.choices} is more than {MOST_SEQUENCES}", "n")
     if body.echo and body.logprobs is not None:
         raise Unsupported("echo: logprobs of the prompt are not supported yet", "echo")
+    if body.truncation == "auto":
+        raise Unsupported("truncation: auto leaves out messages of a chat; a prompt is one text", "truncation")
 
 
 def _prompts(served: Served, body: CompletionRequest) -> list[list[int]]:
@@ -66,19 +64,19 @@ def _prompts(served: Served, body: CompletionRequest) -> list[list[int]]:
     return prompts
 
 
-def _begin(served: Served, body: CompletionRequest, prompts: list[list[int]]) -> Generation:
+def _begin(served: Served, body: CompletionRequest, prompts: list[list[int]], terms: Terms) -> Generation:
     """The choices in the API's order: n of the first prompt, n of the second."""
     seed = seed_of(body)
-    asked = body.max_tokens or DEFAULT_TOKENS
     sequences: list[tuple[list[int], Sampling]] = []
     for prompt in prompts:
-        room = room_after(len(prompt), served, "prompt")
+        tokens = answer_tokens("max_tokens", body.max_tokens, len(prompt), served, terms.warnings, "prompt")
+        if body.max_tokens is None:
+            tokens = min(tokens, DEFAULT_TOKENS)
         for choice in range(body.choices):
             of_choice = seed_of_choice(seed, choice)
-            tokens = min(asked, room)
             how = sampling_of(body, served, max_tokens=tokens, logprobs=body.logprobs, seed=of_choice)
             sequences.append((prompt, how))
-    return Generation(begin(served, sequences, body.stops), sum(map(len, prompts)))
+    return Generation(begin(served, sequences, body.stops, terms.asker), len(prompts))
 
 
 def _echoes(served: Served, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.types import Receive
 
 from server.errors import RequestError
 
@@ -22,7 +23,7 @@ class ClientGone(RequestError):
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of the work; when the client leaves first, the work is cancelled and ClientGone raised."""
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_gone(request))
+    watching = asyncio.create_task(gone(request.receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -35,7 +36,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             await watching
 
 
-async def _gone(request: Request) -> None:
+async def gone(receive: Receive) -> None:
     """Returns when the client has left. The body was read before."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -14,6 +14,7 @@ RequestError
 ├── ServerFault             500  ours, not the request's
 │   └── EngineFailed        500
 ├── Busy                    503
+├── QueueTimeout            503  its turn did not come within the time it would wait
 └── ShuttingDown            503
 """
 
@@ -110,6 +111,16 @@ class Busy(RequestError):
     kind = "server_error"
     code = "server_busy"
     retry_after = 1
+
+
+class QueueTimeout(RequestError):
+    status = 503
+    kind = "server_error"
+    code = "queue_timeout"
+    retry_after = 5
+
+    def __init__(self) -> None:
+        super().__init__("the request's turn did not come within the time that it may wait in the queue", "timeout")
 
 
 class ShuttingDown(RequestError):

@@ -2,18 +2,24 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from time import monotonic
 from typing import Literal
 
 from engine.client import Answer
-from engine.messages import Delta, Sampled, Sampling
+from engine.messages import Asker, Cost, Delta, Sampled, Sampling
 from models.text_stream import TextStream
 from quant.errors import EngineError, PunaError
+from server.errors import QueueTimeout
 from server.served import Served
 from server.stops import Stops
 
 Reason = Literal["stop", "length"]
+
+_NOTHING = Cost(0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,12 @@ class Choice:
     Shown text never ends inside a character or a stop string. A token is told of with the first text it is part of.
     """
 
-    def __init__(self, answer: Answer, text: TextStream, stops: Stops, sampling: Sampling) -> None:
+    def __init__(self, answer: Answer, text: TextStream, stops: Stops, prompt: int, sampling: Sampling) -> None:
         self.answer = answer
+        self.prompt = prompt  # tokens
         self.finish: Reason | None = None
         self.sampled = 0  # tokens up to the end of this choice, whatever the engine made beyond
+        self.cost: Cost | None = None  # the newest; the engine tells it with the first token and with the last
         self._text = text
         self._stops = stops
         self._ends = frozenset(sampling.stop_tokens)
@@ -43,21 +51,34 @@ class Choice:
         self._waiting: list[tuple[int, Sampled]] = []  # (where its text begins, token) not yet told
         self._decoded = 0  # characters, shown or held
         self._shown = 0
+        self._began: float | None = None  # when its first token came
+        self._newest = 0.0
+
+    @property
+    def spent(self) -> Cost:
+        """The cost as far as it is known. One that ended here, and not in the engine, has its decoding timed here."""
+        cost = self.cost or _NOTHING
+        seen = self._newest - self._began if self._began is not None else 0.0
+        return Cost(cost.cached, cost.queued, cost.prefill, cost.decode or seen)
 
     def accept(self, delta: Delta) -> tuple[str, tuple[Sampled, ...]]:
         """The text that the delta lets us show, and its tokens. Sets `finish` with the last."""
+        self._note(delta)
         shown = ""
         for sampled in delta.tokens:
             shown += self._take(sampled)
             if self._stops.met:
                 return self._end("stop", shown)
-        match delta.finish:
-            case None:
-                return shown, self._told(len(shown))
-            case "cancelled" | "expired":
-                raise EngineError(f"the engine reports a sequence as {delta.finish} that nobody gave up")
-            case reason:
-                return self._end(reason, shown + self._rest())
+        if delta.finish is None:
+            return shown, self._told(len(shown))
+        return self._end(_reason(delta), shown + self._rest())
+
+    def _note(self, delta: Delta) -> None:
+        self._newest = monotonic()
+        if self._began is None:
+            self._began = self._newest
+        if delta.cost is not None:
+            self.cost = delta.cost
 
     def _take(self, sampled: Sampled) -> str:
         self.sampled += 1
@@ -88,78 +109,137 @@ class Choice:
 
 
 class Generation:
-    """The choices of one request. Whoever holds it closes it; after that no sequence of it runs on."""
+    """The choices of one request, as many for each prompt. Whoever holds it closes it; then no sequence runs on.
 
-    def __init__(self, choices: Sequence[Choice], prompt_tokens: int) -> None:
-        self.prompt_tokens = prompt_tokens
-        self._choices = choices
-        self._news: asyncio.Queue[tuple[int, Delta] | PunaError] = asyncio.Queue()
-        self._pumps = [asyncio.create_task(self._pump(i, choice.answer)) for i, choice in enumerate(choices)]
+    News that wait are told together, so a slow reader costs less than a fast one.
+    """
+
+    def __init__(self, choices: Sequence[Choice], prompts: int = 1) -> None:
+        self.choices = choices
+        self._leads = choices[:: len(choices) // prompts]  # the first choice of each prompt
+        self._news: deque[tuple[int, Delta] | PunaError] = deque()
+        self._awake = asyncio.Event()
+        for index, choice in enumerate(choices):
+            choice.answer.listen(partial(self._tell, index))
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(choice.prompt for choice in self._leads)
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Prompt tokens that did not have to be computed for the first choices; None while that is not known."""
+        costs = [choice.cost for choice in self._leads if choice.cost is not None]
+        return sum(cost.cached for cost in costs) if len(costs) == len(self._leads) else None
 
     @property
     def completion_tokens(self) -> int:
-        return sum(choice.sampled for choice in self._choices)
+        return sum(choice.sampled for choice in self.choices)
+
+    @property
+    def over(self) -> bool:
+        return all(choice.finish is not None for choice in self.choices)
 
     def __len__(self) -> int:
-        return len(self._choices)
+        return len(self.choices)
 
     def __aiter__(self) -> "Generation":
         return self
 
     async def __anext__(self) -> Piece:
         """The next piece that has something to say. Raises what ended the generation early."""
-        while any(choice.finish is None for choice in self._choices):
-            news = await self._news.get()
-            if isinstance(news, PunaError):
-                self.close()
-                raise news
-            piece = self._accept(*news)
+        while not self.over:
+            piece = self._accept(*await self._next())
             if piece.text or piece.tokens or piece.finish:
                 return piece
         raise StopAsyncIteration
 
+    async def begun(self, within: float) -> None:
+        """Returns with the first news, or after so many seconds; raises what ended it before it had said anything."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._awake.wait()
+        match self._news[0] if self._news else None:
+            case PunaError() as error:
+                raise error
+            case (_, Delta() as delta):
+                _check(delta)
+
     def end(self, choice: int) -> None:
         """The caller has read enough of this choice."""
-        self._choices[choice].finish = "stop"
-        self._hang_up(choice)
+        self.choices[choice].finish = "stop"
+        self.choices[choice].answer.cancel()
 
     def fail(self, error: PunaError) -> None:
         """Whoever reads the pieces gets this error."""
-        self._news.put_nowait(error)
+        self._news.append(error)
+        self._awake.set()
 
     def close(self) -> None:
-        for choice in range(len(self)):
-            self._hang_up(choice)
+        for choice in self.choices:
+            choice.answer.cancel()
+
+    def _tell(self, index: int, delta: Delta) -> None:
+        self._news.append((index, delta))
+        self._awake.set()
+
+    async def _next(self) -> tuple[int, Delta]:
+        """The next news of a choice, with those that wait right behind it."""
+        while not self._news:
+            self._awake.clear()
+            await self._awake.wait()
+        news = self._news.popleft()
+        if isinstance(news, PunaError):
+            self.close()
+            raise news
+        index, delta = news
+        while self._news and _continues(self._news[0], index, delta):
+            _, more = self._news.popleft()  # type: ignore[misc]  # _continues knows that it is no error
+            delta = Delta(delta.id, delta.tokens + more.tokens, more.finish, more.fault, more.cost or delta.cost)
+        return index, delta
 
     def _accept(self, index: int, delta: Delta) -> Piece:
-        choice = self._choices[index]
+        choice = self.choices[index]
         if choice.finish is not None:
             return Piece(index, "", (), None)
+        _check(delta)
         text, tokens = choice.accept(delta)
         if choice.finish is not None:
-            self._hang_up(index)
+            choice.answer.cancel()
         return Piece(index, text, tokens, choice.finish)
 
-    def _hang_up(self, choice: int) -> None:
-        self._pumps[choice].cancel()
-        self._choices[choice].answer.cancel()
 
-    async def _pump(self, index: int, answer: Answer) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            try:
-                async for delta in answer:
-                    self._news.put_nowait((index, delta))
-            except PunaError as error:
-                self._news.put_nowait(error)
+def _continues(news: tuple[int, Delta] | PunaError, index: int, delta: Delta) -> bool:
+    """The news go on where the delta ends, and lose nothing when they are told with it."""
+    return not isinstance(news, PunaError) and news[0] == index and delta.finish is None and news[1].fault is None
 
 
-def begin(served: Served, prompts: Sequence[tuple[list[int], Sampling]], stops: Sequence[str]) -> list[Choice]:
+def _check(delta: Delta) -> None:
+    """Raises what ended a sequence before it was over."""
+    if delta.fault is not None:
+        raise EngineError(delta.fault)
+    if delta.finish == "expired":
+        raise QueueTimeout
+
+
+def _reason(delta: Delta) -> Reason:
+    match delta.finish:
+        case "stop" | "length" as reason:
+            return reason
+        case _:
+            raise EngineError("the engine reports a sequence as cancelled that nobody gave up")
+
+
+def begin(
+    served: Served, prompts: Sequence[tuple[list[int], Sampling]], stops: Sequence[str], asker: Asker
+) -> list[Choice]:
     """A choice for each of them, all submitted, or none."""
     choices: list[Choice] = []
     try:
         for prompt, sampling in prompts:
-            answer = served.engine.submit(prompt, sampling)
-            choices.append(Choice(answer, TextStream(served.card.tokenizer), Stops(stops), sampling))
+            answer = served.engine.submit(prompt, sampling, asker)
+            text = TextStream(served.card.tokenizer)
+            choices.append(Choice(answer, text, Stops(stops), len(prompt), sampling))
     except PunaError:
         for choice in choices:
             choice.answer.cancel()

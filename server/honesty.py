@@ -13,6 +13,8 @@ from server.errors import Unsupported
 
 MOST_WARNINGS = 32
 
+Warnings = list[dict[str, str]]
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -60,13 +62,11 @@ CHAT: Mapping[str, Rule] = {
     "modalities": _refuse("this server writes text only", ["text"]),
     "moderation": _NO_EFFECT,
     "prediction": _refuse("predicted outputs are not supported"),
-    "prompt_cache_key": _NO_EFFECT,
     "prompt_cache_options": _NO_EFFECT,
     "prompt_cache_retention": _NO_EFFECT,
     "reasoning_effort": _NO_EFFECT,
     "response_format": _refuse("structured output is not supported yet", {"type": "text"}),
     "safety_identifier": _NO_EFFECT,
-    "service_tier": _warn("there is one tier", "auto", "default"),
     "store": _warn("nothing is stored", False),
     "tools.function.strict": _warn("arguments are not held to the schema", False),
     "verbosity": _NO_EFFECT,
@@ -83,7 +83,11 @@ COMPLETION: Mapping[str, Rule] = {
 _UNKNOWN = _warn("is not a parameter that this server knows")
 
 
-def examine(body: BaseModel, rules: Mapping[str, Rule]) -> list[dict[str, str]]:
+def warning(param: str, why: str) -> dict[str, str]:
+    return {"param": param, "message": f"{param} {why}"}
+
+
+def examine(body: BaseModel, rules: Mapping[str, Rule]) -> Warnings:
     """A warning for each parameter that will not be honoured; raises Unsupported for one that must not be ignored."""
     ignored: dict[str, tuple[str, Rule]] = {}  # by the path without list positions: the first that was met
     for param, general, value in _extras(body, "", ""):
@@ -94,8 +98,7 @@ def examine(body: BaseModel, rules: Mapping[str, Rule]) -> list[dict[str, str]]:
             raise Unsupported(f"{param[:100]}: {rule.why}", param[:100])
         ignored.setdefault(general, (param[:100], rule))
     warnings = [
-        {"param": param, "message": f"{param} {rule.why}; it was ignored"}
-        for param, rule in islice(ignored.values(), MOST_WARNINGS)
+        warning(param, f"{rule.why}; it was ignored") for param, rule in islice(ignored.values(), MOST_WARNINGS)
     ]
     if len(ignored) > MOST_WARNINGS:
         warnings.append({"param": "", "message": f"and {len(ignored) - MOST_WARNINGS} more parameters were ignored"})

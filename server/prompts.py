@@ -1,6 +1,6 @@
 """From what a request says to the token ids that the model reads. Slow on long texts: call it off the event loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -16,12 +16,12 @@ _MUCH = 16
 _ARGUMENTS = msgspec.json.Decoder(dict[str, object])
 
 
-def chat_prompt(served: Served, body: ChatRequest) -> list[int]:
-    """The conversation as the model's template writes it, up to where the assistant begins to speak."""
+def chat_prompt(served: Served, body: ChatRequest, said: Sequence[Message]) -> list[int]:
+    """What was said, as the model's template writes it, up to where the assistant begins to speak."""
     template = served.card.template
     if template is None:
         raise Unsupported("the model has no chat template; use /v1/completions", "messages")
-    messages = [_plain(message, position) for position, message in enumerate(body.messages)]
+    messages = [_plain(message, position) for position, message in enumerate(said)]
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if body.uses_tools else None
     (messages, tools), mark = served.guard.mark((messages, tools))
     text = template.render(messages, tools, extra=_extra(body))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from engine.client import NOBODY
 from engine.messages import EngineSpec
 from quant.errors import PunaError
 from server.generation import Generation, begin
@@ -53,8 +54,8 @@ def _begin(served: Served, asking: Asking, body: ChatRequest) -> Generation:
     raw = asking.raw or served.card.template is None
     if raw and not asking.raw:
         print("puna: this model has no chat template; it continues the text", file=sys.stderr)
-    prompt = text_prompt(served, asking.prompt) if raw else chat_prompt(served, body)
+    prompt = text_prompt(served, asking.prompt) if raw else chat_prompt(served, body, body.messages)
     room = room_after(len(prompt), served, "prompt")
     tokens = min(asking.max_tokens or room, room)
     how = sampling_of(body, served, max_tokens=tokens, logprobs=None, seed=seed_of(body))
-    return Generation(begin(served, [(prompt, how)], []), len(prompt))
+    return Generation(begin(served, [(prompt, how)], [], NOBODY))

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from engine.messages import Sampling
 from server.errors import ContextTooLong, InvalidRequest
+from server.honesty import Warnings, warning
 from server.schema import GenerationRequest
 from server.served import Served
 
@@ -18,6 +19,20 @@ def room_after(prompt: int, served: Served, param: str) -> int:
     if prompt >= context:
         raise ContextTooLong(prompt, context, param)
     return context - prompt
+
+
+def answer_tokens(
+    name: str, asked: int | None, prompt: int, served: Served, warnings: Warnings, prompt_name: str
+) -> int:
+    """How many tokens an answer has at most: what was asked for, if there is room; a warning says when there is not."""
+    room = room_after(prompt, served, prompt_name)
+    if asked is None:
+        return room
+    if asked > room:
+        context = served.engine.ready.context
+        why = f"of {asked} is more than the {room} that the prompt of {prompt} leaves of the context of {context}"
+        warnings.append(warning(name, f"{why}; it is {room}"))
+    return min(asked, room)
 
 
 def seed_of(body: GenerationRequest) -> int:

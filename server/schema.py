@@ -101,7 +101,14 @@ def _biases(value: dict[str, float]) -> dict[str, float]:
     return value
 
 
+def _sayable(value: str) -> str:
+    if sayable(value) != value:
+        raise ValueError("has half of a surrogate pair, which is no character")
+    return value
+
+
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Name = Annotated[str, Field(max_length=512), AfterValidator(_sayable)]
 
 
 class GenerationRequest(Body):
@@ -124,6 +131,12 @@ class GenerationRequest(Body):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     logit_bias: Annotated[dict[str, Bias], _few(1024), AfterValidator(_biases)] | None = None
+    service_tier: Literal["auto", "default", "flex", "priority", "fast", "scale"] | None = None
+    cache_salt: Name | None = None
+    prompt_cache_key: Name | None = None
+    timeout: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    timings: bool | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -160,6 +173,13 @@ class ChatRequest(GenerationRequest):
         if value not in (None, "auto", "none"):
             raise ValueError("only 'auto' and 'none' are supported: a call cannot be forced yet")
         return value
+
+    @property
+    def asked_tokens(self) -> tuple[str, int | None]:
+        """The limit of the answer under the name that it was given; the newer name wins."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
 
     @property
     def uses_tools(self) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from engine import process
 from engine.breaker import Breaker
 from engine.client import Answer, EngineClient, Runner
-from engine.messages import Delta, EngineSpec, Sampling
+from engine.messages import Asker, Delta, EngineSpec, Report, Sampling, Submit
 from engine.process import EngineProcess
 from kvcache.pages import PAGE
 from quant.errors import EngineError, ModelFormatError, NotEnoughMemory, PunaError, UnsupportedModel
@@ -51,7 +51,8 @@ async def client_of(spec: EngineSpec = GOOD, breaker: Breaker | None = None) -> 
 
 
 async def whole(answer: Answer) -> list[Delta]:
-    return [msgspec.structs.replace(delta, id=0) async for delta in answer]
+    """Its news without what differs each time: ids and seconds."""
+    return [msgspec.structs.replace(delta, id=0, cost=None) async for delta in answer]
 
 
 def kill(client: EngineClient, number: signal.Signals) -> None:
@@ -310,5 +311,61 @@ def test_signals_to_the_whole_group_do_not_cut_an_answer_short() -> None:
             kill(client, signal.SIGTERM)
             kill(client, signal.SIGINT)
             assert len(await whole(request)) == 199
+
+    run(work())
+
+
+def test_reports_come_in_the_order_of_the_questions_beside_answers() -> None:
+    async def work() -> None:
+        async with client_of() as client:
+            request = client.submit(prompt_of(20, 1), LONG)
+            await anext(request)
+            reports = await asyncio.gather(*(client.report() for _ in range(8)))
+            assert {report.cache.pages for report in reports} == {PAGES}
+            request.cancel()
+            idle = await client.report()
+            assert (idle.requests, idle.cache.held) == ((), 0)
+
+    run(work())
+
+
+def test_whoever_asks_a_child_that_dies_is_told_and_the_next_is_answered() -> None:
+    async def work() -> None:
+        async with client_of(breaker=Breaker(deaths=100)) as client:
+            kill(client, signal.SIGSTOP)  # it answers nothing any more
+            asked = [asyncio.create_task(client.report()) for _ in range(3)]
+            left = asyncio.create_task(client.report())
+            await asyncio.sleep(0)
+            left.cancel()
+            kill(client, signal.SIGKILL)
+            for question in asked:
+                with pytest.raises(EngineError, match="signal 9"):
+                    await question
+            with pytest.raises(EngineError, match="being loaded"):
+                await client.report()
+            assert await whole(client.submit([1], SHORT)) == alone([1], SHORT)
+            assert (await client.report()).cache.pages == PAGES
+
+    run(work())
+
+
+def test_a_question_that_was_given_up_does_not_take_the_next_ones_answer() -> None:
+    async def work() -> None:
+        async with client_of() as client:
+            left = asyncio.create_task(client.report())
+            await asyncio.sleep(0)
+            left.cancel()
+            assert isinstance(await client.report(), Report)
+            assert not client._asked
+
+    run(work())
+
+
+def test_who_asks_travels_with_the_request() -> None:
+    async def work() -> None:
+        async with client_of() as client:
+            asker = Asker("a", "flex", "salt", 1.5)
+            request = client.submit([1], SHORT, asker)
+            assert request.submit == Submit(1, [1], SHORT, asker)
 
     run(work())

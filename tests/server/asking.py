@@ -53,6 +53,11 @@ def complete(engine: FakeEngine | None = None, **body: Any) -> Json:
     return response.json()
 
 
+def counts(answer: Json) -> tuple[int, int, int]:
+    usage = answer["usage"]
+    return usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]
+
+
 def stream(path: str, engine: FakeEngine | None = None, **body: Any) -> list[Json]:
     """The chunks of a stream that ends as streams do."""
     asked = {"messages": HELLO} if path == CHAT else {"prompt": "hello"}
@@ -70,15 +75,17 @@ def text_of(chunks: list[Json], choice: int = 0) -> str:
     return "".join(delta.get("content") or "" for delta in mine)
 
 
-def listening(engine: FakeEngine, door: Door | None = None) -> contextlib.AbstractAsyncContextManager[str]:
-    return serving(Store([served(engine)]), door)
+def listening(
+    engine: FakeEngine, door: Door | None = None, queue_time: float | None = None
+) -> contextlib.AbstractAsyncContextManager[str]:
+    return serving(Store([served(engine)]), door, queue_time)
 
 
 @contextlib.asynccontextmanager
-async def serving(store: Store, door: Door | None = None) -> AsyncIterator[str]:
+async def serving(store: Store, door: Door | None = None, queue_time: float | None = None) -> AsyncIterator[str]:
     """The address of a server on a free loopback port, on this event loop."""
     with bind("127.0.0.1", 0) as bound:
-        app = make_app(store, door or Door(capacity=8), Surroundings())
+        app = make_app(store, door or Door(capacity=8), Surroundings(queue_time=queue_time))
         ready = asyncio.Event()
         server = WebServer(app, ready.set)
         running = asyncio.create_task(server.serve([bound]))

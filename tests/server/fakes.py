@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import tokenizers
 
-from engine.messages import Delta, Logprob, Ready, Sampled, Sampling
+from engine.client import NOBODY
+from engine.messages import Asker, Cost, Delta, Logprob, Ready, Report, Sampled, Sampling
 from models.library import Library, added
 from models.pieces import CHARACTER_OF_BYTE, Pieces
 from models.tokenizer import Tokenizer
@@ -77,12 +78,14 @@ class FakeCard:
 class FakeAnswer:
     """A sequence that says its script, a token a step, as the engine's `submit` promises."""
 
-    def __init__(self, engine: "FakeEngine", prompt: list[int], sampling: Sampling) -> None:
+    def __init__(self, engine: "FakeEngine", prompt: list[int], sampling: Sampling, asker: Asker) -> None:
         self.prompt = prompt
         self.sampling = sampling
+        self.asker = asker
         self.cancelled = False
         self._engine = engine
         self._news = self._say()
+        self._telling: asyncio.Task[None] | None = None
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
@@ -90,12 +93,28 @@ class FakeAnswer:
     async def __anext__(self) -> Delta:
         return await anext(self._news)
 
+    def listen(self, tell: Callable[[Delta], None]) -> None:
+        self._telling = asyncio.create_task(self._tell(tell))
+
+    async def _tell(self, tell: Callable[[Delta], None]) -> None:
+        try:
+            async for delta in self._news:
+                tell(delta)
+        except EngineError as error:
+            tell(Delta(0, (), fault=str(error)))
+
     def cancel(self) -> None:
         self.cancelled = True
+        if self._telling is not None:
+            self._telling.cancel()
         self._engine.open_answers.discard(self)
         self._engine.changed.set()
 
     async def _say(self) -> AsyncIterator[Delta]:
+        if not await self._turn():
+            self._engine.open_answers.discard(self)
+            yield Delta(0, (), "expired")
+            return
         for index, token in enumerate(self._engine.script(self.prompt, self.sampling)):
             await self._engine.step(index)
             finish = "stop" if token in self.sampling.stop_tokens else None
@@ -103,9 +122,19 @@ class FakeAnswer:
                 finish = "length"
             if finish is not None:
                 self._engine.open_answers.discard(self)
-            yield Delta(index, (self._sampled(token),), finish)  # type: ignore[arg-type]
+            cost = self._engine.cost_of(self.prompt) if index == 0 or finish else None
+            yield Delta(index, (self._sampled(token),), finish, cost=cost)  # type: ignore[arg-type]
             if finish is not None:
                 return
+
+    async def _turn(self) -> bool:
+        """Whether it comes while the patience lasts."""
+        try:
+            async with asyncio.timeout(self.asker.patience):
+                await self._engine.turns.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def _sampled(self, token: int) -> Sampled:
         if self.sampling.logprobs is None:
@@ -114,9 +143,19 @@ class FakeAnswer:
         return Sampled(token, -0.5, top)
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class FakeEngine:
-    """`holds_at` is the token before which every sequence waits until `go` is set; `dies_at`, where the engine dies."""
+    """`holds_at` is the token before which every sequence waits until `go` is set; `dies_at`, where the engine dies.
+
+    Nobody has a turn before `turns` is set, which it is unless a test clears it. `cached` is the part of every prompt
+    that is found in the cache.
+    """
 
     script: Script = echoes
     ready: Ready = field(default_factory=lambda: Ready(CONTEXT, 64, 32, "cpu", 0.0))
@@ -129,22 +168,33 @@ class FakeEngine:
     go: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
+    cached: int = 0
+    turns: asyncio.Event = field(default_factory=_set)
+    report_of: Report | None = None  # None: as if the engine were down
 
     @property
     def open(self) -> int:
         return len(self.open_answers)
 
-    def submit(self, prompt: Sequence[int], sampling: Sampling) -> FakeAnswer:
+    def submit(self, prompt: Sequence[int], sampling: Sampling, asker: Asker = NOBODY) -> FakeAnswer:
         if self.fault is not None:
             raise self.fault
-        answer = FakeAnswer(self, list(prompt), sampling)
+        answer = FakeAnswer(self, list(prompt), sampling, asker)
         self.answers.append(answer)
         self.open_answers.add(answer)
         self.changed.set()
         return answer
 
+    async def report(self) -> Report:
+        if self.report_of is None:
+            raise EngineError("the engine is being loaded")
+        return self.report_of
+
     async def close(self) -> None:
         self.closed = True
+
+    def cost_of(self, prompt: list[int]) -> Cost:
+        return Cost(min(self.cached, len(prompt) - 1), 0.25, 0.5, 2.0)
 
     async def step(self, index: int) -> None:
         if index == self.holds_at:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.server.asking import CHAT, COMPLETE, HELLO, ask, chat, post, stream, text_of
+from tests.server.asking import CHAT, COMPLETE, HELLO, ask, chat, counts, post, stream, text_of
 from tests.server.fakes import CONTEXT, END, FakeCard, FakeEngine, PlainTemplate, byte_tokenizer, says
 
 TEXT = "Grüße, 你好 🦙!"
@@ -24,7 +24,7 @@ def test_an_answer_has_the_shape_of_the_api() -> None:
     ]
     prompt = len("user: hello") + 3  # BOS and two roles
     made = len(TEXT.encode()) + 1
-    assert answer["usage"] == {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    assert counts(answer) == (prompt, made, prompt + made)
     assert "warnings" not in answer
 
 

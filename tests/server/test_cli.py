@@ -1,5 +1,6 @@
 """Laws of the command line: it starts fast, faults are one line, and nothing is imported that is not needed."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from server.cli import run
+from server.cli import _parsed, _parser, _spec, run
 from server.loading import name_of
 
 CHECKOUT = Path(__file__).parents[2]
@@ -31,7 +32,14 @@ def test_a_file_that_is_none_is_one_line_and_code_one(tmp_path: Path, capsys: py
         ["nothing"],
         ["serve", "--port", "70000"],
         ["serve", "--ctx", "0"],
-        ["serve", "--cache", "9" * 23],
+        ["serve", "--kv-memory", "9" * 23],
+        ["serve", "--kv-memory", "4X"],
+        ["serve", "--kv-memory", "0"],
+        ["serve", "--kv-format", "q3"],
+        ["serve", "a.gguf", "--port", "1", "--nothing", "b.gguf"],
+        ["run", "a.gguf", "one", "--seed", "1", "two"],
+        ["inspect", "a.gguf", "--ctx", "1", "b.gguf"],
+        ["serve", "--queue-time", "0"],
         ["serve", "--threads", "2000"],
         ["serve", "--max-batch", "many"],
     ],
@@ -75,6 +83,39 @@ def test_a_model_is_named_as_its_user_sees_it(tmp_path: Path) -> None:
     assert name_of(tmp_path / "a" / "..") == tmp_path.name
 
 
+def parsed(*arguments: str) -> argparse.Namespace:
+    return _parsed(_parser(), arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1", 1), ("4096", 4096), ("3K", 3072), ("512M", 2**29), ("4g", 2**32), ("1.5GiB", 3 * 2**29), ("2TB", 2**41)],
+)
+def test_a_size_is_a_number_of_bytes(text: str, size: int) -> None:
+    assert parsed("serve", "--kv-memory", text).kv_memory == size
+
+
+def test_words_may_follow_options() -> None:
+    assert parsed("serve", "a", "--port", "1", "b", "--ctx", "2", "c").models == [Path("a"), Path("b"), Path("c")]
+    assert parsed("serve", "--port", "1", "b").models == [Path("b")]
+    assert parsed("run", "a", "--seed", "1", "a prompt").prompt == "a prompt"
+
+
+def test_the_cache_is_as_the_options_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = parsed("serve", "m.gguf", "--kv-format", "q8", "--kv-memory", "1G", "--kv-disk", "cold")
+    spec = _spec(Path("m.gguf"), options, 4)
+    assert (spec.kv, spec.kv_memory) == ("q8", 2**30)
+    assert (spec.kv_disk, spec.kv_disk_budget) == (str(tmp_path / "cold"), 10 * 2**30)
+    plain = _spec(Path("m.gguf"), parsed("serve"), 4)
+    assert (plain.kv, plain.kv_memory, plain.kv_disk, plain.kv_disk_budget) == ("f16", None, None, None)
+
+
+def test_a_budget_of_no_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "m.gguf", "--kv-disk-budget", "1G"]) == 1
+    assert capsys.readouterr().err == "puna: --kv-disk-budget: of which folder? See --kv-disk\n"
+
+
 def imported_by(program: str) -> set[str]:
     tail = "; import sys; print(*sys.modules)"
     done = subprocess.run(
@@ -96,7 +137,8 @@ def test_the_server_process_never_imports_mlx() -> None:
 def test_a_prompt_that_cannot_be_read_is_one_line_and_code_one(tmp_path: Path) -> None:
     program = "from server.cli import main; main()"
     command = [sys.executable, "-c", program, "run", str(tmp_path / "model.gguf")]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    found = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": found}
     for redirected, fault in (("<&-", "standard input cannot be read"), ("< latin", "is not UTF-8")):
         (tmp_path / "latin").write_bytes(b"\xff")
         shell = ["sh", "-c", f'exec "$@" {redirected}', "sh", *command]

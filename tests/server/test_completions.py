@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.server.asking import COMPLETE, complete, post, stream
+from tests.server.asking import COMPLETE, complete, counts, post, stream
 from tests.server.fakes import BOS, CONTEXT, FakeEngine, says
 
 
@@ -10,7 +10,7 @@ def test_an_answer_has_the_shape_of_the_api() -> None:
     answer = complete(FakeEngine(says("world")))
     assert answer["object"] == "text_completion"
     assert answer["choices"] == [{"index": 0, "text": "world", "logprobs": None, "finish_reason": "stop"}]
-    assert answer["usage"] == {"prompt_tokens": 6, "completion_tokens": 6, "total_tokens": 12}
+    assert counts(answer) == (6, 6, 12)
 
 
 def test_a_stream_says_what_the_whole_answer_says() -> None:
@@ -90,6 +90,7 @@ def test_alternatives_hold_the_token_that_was_chosen() -> None:
         ({"prompt": ["x"] * 64, "n": 8}, "n"),
         ({"prompt": "x", "echo": True, "logprobs": 1}, "echo"),
         ({"prompt": "x", "suffix": "y"}, "suffix"),
+        ({"prompt": "x", "truncation": "auto"}, "truncation"),
         ({"prompt": "x", "best_of": 2}, "best_of"),
         ({"prompt": "x", "logprobs": 21}, "logprobs"),
     ],

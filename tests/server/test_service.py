@@ -26,6 +26,9 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return script
 
 
+KV = ["--kv-format", "q8", "--kv-memory", "3G", "--kv-disk", "cold", "--queue-time", "2.5"]
+
+
 def planned(root: Path) -> Service:
     return Service.of(["model.gguf", "--port", "1"], 30.0, root)
 
@@ -72,11 +75,13 @@ def test_systemd_accepts_the_unit(tmp_path: Path, program: Path) -> None:
 
 def test_install_status_logs_and_remove_below_a_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ["--root", str(tmp_path)]
-    assert run(["service", "install", "model.gguf", "--ctx", "512", "--allow-host", "a", *root]) == 0
+    assert run(["service", "install", "model.gguf", "--ctx", "512", "--allow-host", "a", *KV, *root]) == 0
     file = Path(capsys.readouterr().out.removeprefix("wrote ").strip())
     assert file.is_relative_to(tmp_path)
     text = file.read_text()
-    for word in (str(Path("model.gguf").resolve()), "--ctx", "512", "--allow-host", "--log-file"):
+    absolute = [str(Path("model.gguf").resolve()), str(Path("cold").resolve())]
+    sizes = [str(3 * 2**30), str(10 * 2**30)]
+    for word in (*absolute, *sizes, "--ctx", "512", "--allow-host", "--log-file", "q8", "--queue-time", "2.5"):
         assert word in text
     assert run(["service", "status", *root]) == 0
     assert capsys.readouterr().out == f"{file}: installed\n"
