@@ -48,11 +48,10 @@ class Pass:
 
 @dataclass(frozen=True)
 class Running:
-    """A pass under way, and what it is in cost: answers' tokens, and prompts'."""
+    """A pass under way, and the cost of the prompts in it."""
 
     of: Pass
     started: float
-    answers: int
     cost: float
 
 
@@ -117,12 +116,11 @@ class Engine:
         following = self._following() or self._planned()
         if following is None:
             return None
-        works = following.works
-        prompts = [work for work in works if not work.answers]
+        prompts = [work for work in following.works if not work.answers]
         cost = sum(self._pace.cost(work.sequence.computed, work.count) for work in prompts)
         started = self._clock()
         mx.async_eval(following.logits)  # type: ignore[no-untyped-call]
-        return Running(following, started, len(works) - len(prompts), cost)
+        return Running(following, started, cost)
 
     def prepare(self) -> None:
         """While a pass runs: the one after it is described, as far as that can be known."""
@@ -132,7 +130,7 @@ class Engine:
     def finish(self, running: Running) -> tuple[Delta, ...]:
         """The pass is over; news of every sequence that got a token."""
         logits = np.asarray(running.of.logits.astype(mx.float32))  # (P, V)
-        self._pace.learn(running.answers, running.cost, self._clock() - running.started)
+        self._pace.learn(running.cost, self._clock() - running.started)
         rows = iter(logits)
         deltas = []
         for work in running.of.works:

@@ -6,12 +6,12 @@ from models.config import ModelConfig
 
 PREFILL = 512  # prompt tokens of a pass at most; activations are laid out for so many
 ALONE = 1.0  # seconds of a pass that nobody waits for but who comes next, or leaves
-STRETCH = 3.5  # a pass with prompts takes at most so many times one without, for those who decode
+STRETCH = 3.0  # a pass with prompts takes about so many times one without, for those who decode
 BESIDE = 0.1  # seconds of such a pass as long as no other was seen
 FIRST = 64.0  # cost of the first pass, before anything is known of the machine
 ROWS = 8  # kernels take rows in strips of so many
 DENSER = 5.0  # so many times more operations a second do kernels reach with weights than with keys and values
-_FRESH = 0.3  # the weight of a new sample
+_FRESH = 0.3  # the weight of a new pass
 
 
 def steepness(config: ModelConfig) -> float:
@@ -28,7 +28,7 @@ class Pace:
     def __init__(self, steep: float) -> None:
         self._steep = steep
         self._decode: float | None = None  # seconds of a pass of answers alone
-        self._unit: float | None = None  # seconds that a prompt's cost of 1 adds to a pass
+        self._seconds = self._costs = 0.0  # of passes with prompts, the older the less: long passes say more than short
 
     def cost(self, past: int, tokens: int) -> float:
         """Of so many tokens after `past` others."""
@@ -42,21 +42,18 @@ class Pace:
 
     def budget(self, decoding: int) -> float:
         """The cost of prompts that the next pass may take."""
-        if self._unit is None:
+        if not self._costs:
             return FIRST
         seconds = ALONE
         if decoding:
             seconds = (STRETCH - 1) * self._decode if self._decode is not None else BESIDE
-        return seconds / self._unit
+        return seconds * self._costs / self._seconds
 
-    def learn(self, decoding: int, cost: float, seconds: float) -> None:
-        """A pass took so long."""
+    def learn(self, cost: float, seconds: float) -> None:
+        """A pass with prompts of that cost took so long. One that has none reads the weights, and so has every other."""
         if cost == 0:
-            self._decode = _mean(self._decode, seconds)
+            self._decode = seconds if self._decode is None else self._decode + _FRESH * (seconds - self._decode)
             return
-        rest = seconds - (self._decode or 0.0) if decoding else seconds
-        self._unit = _mean(self._unit, max(rest, seconds / 10) / cost)
-
-
-def _mean(old: float | None, new: float) -> float:
-    return new if old is None else old + _FRESH * (new - old)
+        rest = max(seconds - (self._decode or 0.0), seconds / 4)
+        self._seconds += rest - _FRESH * self._seconds
+        self._costs += cost - _FRESH * self._costs

@@ -16,7 +16,7 @@ class Machine:
     def run(self, pace: Pace, answers: int, past: int) -> float:
         cost = pace.cost(past, pace.tokens(past, pace.budget(answers)))
         seconds = (self.decode if answers else 0) + self.unit * cost
-        pace.learn(answers, cost, seconds)
+        pace.learn(cost, seconds)
         return seconds
 
 
@@ -25,7 +25,7 @@ def test_who_decodes_beside_a_prompt_waits_a_bounded_multiple(decode: float, uni
     pace = Pace(steep=3e-4)
     machine = Machine(decode, unit)
     for _ in range(5):
-        pace.learn(4, 0, decode)
+        pace.learn(0, decode)
     for _ in range(20):
         seconds = machine.run(pace, 4, past)
     least = decode + unit * pace.cost(past, 1)
