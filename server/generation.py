@@ -62,7 +62,7 @@ class Choice:
         self._decoded = 0  # characters, shown or held
         self._shown = 0
         self._began: float | None = None  # when its first token came
-        self._newest = 0.0
+        self._newest = 0.0  # and when the newest
 
     @property
     def sampled(self) -> int:
@@ -75,9 +75,16 @@ class Choice:
         seen = self._newest - self._began if self._began is not None else 0.0
         return Cost(cost.cached, cost.queued, cost.prefill, cost.decode or seen)
 
+    def heard(self) -> None:
+        """News have come; they may wait before they are accepted."""
+        self._newest = monotonic()
+        if self._began is None:
+            self._began = self._newest
+
     def accept(self, delta: Delta) -> tuple[str, tuple[Sampled, ...]]:
         """The text that the delta lets us show, and its tokens. Sets `finish` with the last."""
-        self._note(delta)
+        if delta.cost is not None:
+            self._spend(delta.cost)
         shown = ""
         for sampled in delta.tokens:
             shown += self._take(sampled)
@@ -87,14 +94,10 @@ class Choice:
             return shown, self._told(len(shown))
         return self._end(_reason(delta), shown + self._rest())
 
-    def _note(self, delta: Delta) -> None:
-        self._newest = monotonic()
-        if self._began is None:
-            self._began = self._newest
-        if delta.cost is not None:
-            self.cost = delta.cost
-            if self.recollection is not None:
-                self.recollection.computed(delta.cost.cached)
+    def _spend(self, cost: Cost) -> None:
+        self.cost = cost
+        if self.recollection is not None:
+            self.recollection.computed(cost.cached)
 
     def _take(self, sampled: Sampled) -> str:
         self.said.append(sampled.token)
@@ -205,6 +208,7 @@ class Generation:
                 choice.recollection = None
 
     def _tell(self, index: int, delta: Delta) -> None:
+        self.choices[index].heard()
         self._news.append((index, delta))
         self._awake.set()
 
