@@ -8,10 +8,12 @@ from starlette.middleware.cors import CORSMiddleware
 from server.chat import chat_routes
 from server.completions import completion_routes
 from server.drain import Door, DoorMiddleware
+from server.heads import HeadMiddleware
 from server.health import health_routes
 from server.hosts import Names, NamesMiddleware
 from server.limits import BodyLimits
 from server.models_route import models_routes
+from server.puna_routes import puna_routes
 from server.refusal import tell_errors
 from server.served import Store
 
@@ -33,9 +35,11 @@ def make_app(store: Store, door: Door, surroundings: Surroundings) -> FastAPI:
         completion_routes(store, door, surroundings.queue_time),
         models_routes(store),
         health_routes(store, door),
+        puna_routes(store),
     ):
         app.include_router(routes)
     tell_errors(app)
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(BodyLimits)
     app.add_middleware(DoorMiddleware, door=door)
     # The last one added is met first: the names, before anything is counted or read.

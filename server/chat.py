@@ -50,4 +50,4 @@ async def _begin(served: Served, body: ChatRequest, terms: Terms) -> Generation:
         )
         for choice in range(body.choices)
     ]
-    return Generation(begin(served, sequences, body.stops, terms.asker))
+    return Generation(begin(served, sequences, body.stops, terms.asker, terms.conversation))

@@ -76,7 +76,7 @@ def _begin(served: Served, body: CompletionRequest, prompts: list[list[int]], te
             of_choice = seed_of_choice(seed, choice)
             how = sampling_of(body, served, max_tokens=tokens, logprobs=body.logprobs, seed=of_choice)
             sequences.append((prompt, how))
-    return Generation(begin(served, sequences, body.stops, terms.asker), len(prompts))
+    return Generation(begin(served, sequences, body.stops, terms.asker, terms.conversation), len(prompts))
 
 
 def _echoes(served: Served, body: CompletionRequest, prompts: list[list[int]]) -> list[str]:

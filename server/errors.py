@@ -14,6 +14,7 @@ RequestError
 ├── ServerFault             500  ours, not the request's
 │   └── EngineFailed        500
 ├── Busy                    503
+├── EngineDown              503  a question about an engine that is not there to answer
 ├── QueueTimeout            503  its turn did not come within the time it would wait
 └── ShuttingDown            503
 """
@@ -111,6 +112,13 @@ class Busy(RequestError):
     kind = "server_error"
     code = "server_busy"
     retry_after = 1
+
+
+class EngineDown(RequestError):
+    status = 503
+    kind = "server_error"
+    code = "engine_down"
+    retry_after = 5
 
 
 class QueueTimeout(RequestError):

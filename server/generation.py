@@ -14,6 +14,7 @@ from engine.messages import Asker, Cost, Delta, Sampled, Sampling
 from models.text_stream import TextStream
 from quant.errors import EngineError, PunaError
 from server.errors import QueueTimeout
+from server.recall import Conversation, Miss, Recollection
 from server.served import Served
 from server.stops import Stops
 
@@ -38,11 +39,20 @@ class Choice:
     Shown text never ends inside a character or a stop string. A token is told of with the first text it is part of.
     """
 
-    def __init__(self, answer: Answer, text: TextStream, stops: Stops, prompt: int, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        text: TextStream,
+        stops: Stops,
+        prompt: int,
+        sampling: Sampling,
+        recollection: Recollection | None,
+    ) -> None:
         self.answer = answer
+        self.recollection = recollection  # of the first choice for a prompt
         self.prompt = prompt  # tokens
         self.finish: Reason | None = None
-        self.sampled = 0  # tokens up to the end of this choice, whatever the engine made beyond
+        self.said: list[int] = []  # tokens up to the end of this choice, whatever the engine made beyond
         self.cost: Cost | None = None  # the newest; the engine tells it with the first token and with the last
         self._text = text
         self._stops = stops
@@ -52,7 +62,11 @@ class Choice:
         self._decoded = 0  # characters, shown or held
         self._shown = 0
         self._began: float | None = None  # when its first token came
-        self._newest = 0.0
+        self._newest = 0.0  # and when the newest
+
+    @property
+    def sampled(self) -> int:
+        return len(self.said)
 
     @property
     def spent(self) -> Cost:
@@ -61,9 +75,16 @@ class Choice:
         seen = self._newest - self._began if self._began is not None else 0.0
         return Cost(cost.cached, cost.queued, cost.prefill, cost.decode or seen)
 
+    def heard(self) -> None:
+        """News have come; they may wait before they are accepted."""
+        self._newest = monotonic()
+        if self._began is None:
+            self._began = self._newest
+
     def accept(self, delta: Delta) -> tuple[str, tuple[Sampled, ...]]:
         """The text that the delta lets us show, and its tokens. Sets `finish` with the last."""
-        self._note(delta)
+        if delta.cost is not None:
+            self._spend(delta.cost)
         shown = ""
         for sampled in delta.tokens:
             shown += self._take(sampled)
@@ -73,15 +94,13 @@ class Choice:
             return shown, self._told(len(shown))
         return self._end(_reason(delta), shown + self._rest())
 
-    def _note(self, delta: Delta) -> None:
-        self._newest = monotonic()
-        if self._began is None:
-            self._began = self._newest
-        if delta.cost is not None:
-            self.cost = delta.cost
+    def _spend(self, cost: Cost) -> None:
+        self.cost = cost
+        if self.recollection is not None:
+            self.recollection.computed(cost.cached)
 
     def _take(self, sampled: Sampled) -> str:
-        self.sampled += 1
+        self.said.append(sampled.token)
         if sampled.token in self._ends:
             return ""
         if self._logprobs:
@@ -137,6 +156,12 @@ class Generation:
         return sum(choice.sampled for choice in self.choices)
 
     @property
+    def miss(self) -> Miss | None:
+        """Why the first prompt was not found in the cache, if there is more to say than that it is new."""
+        recollection = self._leads[0].recollection
+        return recollection.miss if recollection is not None else None
+
+    @property
     def over(self) -> bool:
         return all(choice.finish is not None for choice in self.choices)
 
@@ -178,8 +203,12 @@ class Generation:
     def close(self) -> None:
         for choice in self.choices:
             choice.answer.cancel()
+            if choice.recollection is not None:
+                choice.recollection.answered(choice.said)
+                choice.recollection = None
 
     def _tell(self, index: int, delta: Delta) -> None:
+        self.choices[index].heard()
         self._news.append((index, delta))
         self._awake.set()
 
@@ -231,15 +260,22 @@ def _reason(delta: Delta) -> Reason:
 
 
 def begin(
-    served: Served, prompts: Sequence[tuple[list[int], Sampling]], stops: Sequence[str], asker: Asker
+    served: Served,
+    prompts: Sequence[tuple[list[int], Sampling]],
+    stops: Sequence[str],
+    asker: Asker,
+    conversation: Conversation,
 ) -> list[Choice]:
     """A choice for each of them, all submitted, or none."""
     choices: list[Choice] = []
+    newest: list[int] = []
     try:
         for prompt, sampling in prompts:
+            recollection = None if prompt is newest else served.memory.recall(conversation, prompt)
+            newest = prompt
             answer = served.engine.submit(prompt, sampling, asker)
             text = TextStream(served.card.tokenizer)
-            choices.append(Choice(answer, text, Stops(stops), len(prompt), sampling))
+            choices.append(Choice(answer, text, Stops(stops), len(prompt), sampling, recollection))
     except PunaError:
         for choice in choices:
             choice.answer.cancel()

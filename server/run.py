@@ -58,4 +58,4 @@ def _begin(served: Served, asking: Asking, body: ChatRequest) -> Generation:
     room = room_after(len(prompt), served, "prompt")
     tokens = min(asking.max_tokens or room, room)
     how = sampling_of(body, served, max_tokens=tokens, logprobs=None, seed=seed_of(body))
-    return Generation(begin(served, [(prompt, how)], [], NOBODY))
+    return Generation(begin(served, [(prompt, how)], [], NOBODY, ("", "", "")))

@@ -11,6 +11,7 @@ from models.tokenizer import Tokenizer
 from quant.errors import PunaError
 from server.errors import InvalidRequest, ModelNotFound
 from server.guard import Guard
+from server.recall import Memory
 
 
 class Template(Protocol):
@@ -46,6 +47,10 @@ class Served:
     @cached_property
     def guard(self) -> Guard:
         return Guard(self.card.tokenizer)
+
+    @cached_property
+    def memory(self) -> Memory:
+        return Memory(self.card.tokenizer)
 
     @property
     def fingerprint(self) -> str:

@@ -55,7 +55,7 @@ class Stream(Response):
         self._keep_alive = keep_alive
         self._close = close
         self._sending = asyncio.Lock()  # two senders: the chunks, and what keeps the stream alive between them
-        self._moved = 0.0  # when an event was last begun to be sent, or taken
+        self._moved = monotonic()  # when an event was last begun to be sent, or taken
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         streaming = asyncio.create_task(self._stream(send))
@@ -78,15 +78,16 @@ class Stream(Response):
 
     async def _mind(self, send: Send) -> None:
         """Returns when the reader has become too slow."""
-        pause = min(KEEP_ALIVE, SLOWEST_READER)
         while True:
-            await asyncio.sleep(pause)
-            still = monotonic() - self._moved
-            if not self._sending.locked() and still >= KEEP_ALIVE:
-                await self._send(send, event(self._keep_alive))
-            elif self._sending.locked() and still >= SLOWEST_READER:
-                _log.warning("a client read nothing for %d s; its stream was dropped", SLOWEST_READER)
+            most = SLOWEST_READER if self._sending.locked() else KEEP_ALIVE
+            left = self._moved + most - monotonic()
+            if left > 0:
+                await asyncio.sleep(min(left, KEEP_ALIVE))
+            elif self._sending.locked():
+                _log.warning("a client read nothing for %g s; its stream was dropped", SLOWEST_READER)
                 return
+            else:
+                await self._send(send, event(self._keep_alive))
 
     async def _send(self, send: Send, data: bytes) -> None:
         async with self._sending:

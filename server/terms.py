@@ -10,6 +10,7 @@ from starlette.requests import Request
 from engine.messages import Asker, Tier
 from server.errors import InvalidRequest
 from server.honesty import Rule, Warnings, examine, warning
+from server.recall import Conversation
 from server.schema import GenerationRequest
 
 TIMINGS = "puna-timings"
@@ -36,6 +37,7 @@ class Terms:
     warnings: Warnings
     tier: Tier | None
     timed: bool
+    conversation: Conversation
 
     @property
     def told(self) -> dict[str, object]:
@@ -52,7 +54,8 @@ def terms_of(
         warnings.append(warning("service_tier", "scale needs a contract; this server has none, and default was used"))
     patience = _patience(body.timeout, queue_time, warnings)
     asker = Asker(client_of(request), tier or "default", body.cache_salt or "", patience)
-    return Terms(asker, warnings, tier, bool(body.timings) or _timed(request))
+    conversation = (asker.salt, asker.client, body.prompt_cache_key or "")
+    return Terms(asker, warnings, tier, bool(body.timings) or _timed(request), conversation)
 
 
 def client_of(request: Request) -> str:

@@ -30,7 +30,7 @@ def timings(generation: Generation) -> Json:
     prefill = max((one.prefill for one in spent), default=0.0)
     decode = max((one.decode for one in spent), default=0.0)
     prefilled = sum(choice.prompt - one.cached for choice, one in zip(generation.choices, spent, strict=True))
-    told: Json = {
+    return {
         "queued_ms": round(queued * 1e3, 3),
         "prefill_ms": round(prefill * 1e3, 3),
         "decode_ms": round(decode * 1e3, 3),
@@ -40,8 +40,8 @@ def timings(generation: Generation) -> Json:
         "completion_tokens": generation.completion_tokens,
         "prefill_tokens_per_second": _rate(prefilled, prefill),
         "decode_tokens_per_second": _rate(sum(max(choice.sampled - 1, 0) for choice in generation.choices), decode),
+        **({"cache_miss": generation.miss.wire} if generation.miss is not None else {}),
     }
-    return told
 
 
 def _rate(count: int, seconds: float) -> float | None:

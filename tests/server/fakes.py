@@ -154,7 +154,7 @@ class FakeEngine:
     """`holds_at` is the token before which every sequence waits until `go` is set; `dies_at`, where the engine dies.
 
     Nobody has a turn before `turns` is set, which it is unless a test clears it. `cached` is the part of every prompt
-    that is found in the cache.
+    that is found in the cache. With `at_once`, all tokens are there before anyone can read the first.
     """
 
     script: Script = echoes
@@ -169,6 +169,7 @@ class FakeEngine:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
     cached: int = 0
+    at_once: bool = False
     turns: asyncio.Event = field(default_factory=_set)
     report_of: Report | None = None  # None: as if the engine were down
 
@@ -197,6 +198,8 @@ class FakeEngine:
         return Cost(min(self.cached, len(prompt) - 1), 0.25, 0.5, 2.0)
 
     async def step(self, index: int) -> None:
+        if not self.at_once:
+            await asyncio.sleep(0)
         if index == self.holds_at:
             await self.go.wait()
         if index == self.dies_at:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.server.asking import CHAT, COMPLETE, HELLO, ask, chat, counts, post, stream, text_of
+from tests.server.asking import CHAT, COMPLETE, HELLO, Json, ask, chat, counts, post, stream, text_of
 from tests.server.fakes import CONTEXT, END, FakeCard, FakeEngine, PlainTemplate, byte_tokenizer, says
 
 TEXT = "Grüße, 你好 🦙!"
@@ -39,6 +39,23 @@ def test_a_stream_says_what_the_whole_answer_says() -> None:
 
 def test_a_stream_never_cuts_a_character() -> None:
     assert "\ufffd" not in text_of(stream(CHAT, FakeEngine(says(TEXT))))
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"logprobs": True, "top_logprobs": 1}, {"n": 3}, {"max_tokens": 9}, {"stop": "🦙"}]
+)
+def test_tokens_that_wait_are_told_together_and_say_the_same(body: dict[str, object]) -> None:
+    apart, at_once = (stream(CHAT, FakeEngine(says(TEXT), at_once=late), seed=1, **body) for late in (False, True))
+    assert len(at_once) < len(apart)
+    assert digest(at_once) == digest(apart)
+
+
+def digest(chunks: list[Json]) -> tuple[list[str], list[list[Json]], list[str]]:
+    """Of each choice its words, its logprobs, its end."""
+    pieces = [piece for chunk in chunks for piece in chunk["choices"]]
+    of = [[piece for piece in pieces if piece["index"] == index] for index in range(3)]
+    logprobs = [[entry for one in mine if one["logprobs"] for entry in one["logprobs"]["content"]] for mine in of]
+    return [text_of(chunks, index) for index in range(3)], logprobs, [mine[-1]["finish_reason"] for mine in of if mine]
 
 
 def test_usage_comes_last_and_only_when_asked_for() -> None:
