@@ -46,6 +46,10 @@ class GGUFFile:
             self.tensors: Mapping[str, Tensor] = _merge(parts)
             self._files = undo.pop_all()
 
+    @property
+    def statement(self) -> bytes:
+        return self.metadata.raw
+
     def close(self) -> None:
         self._files.close()
 

@@ -175,6 +175,11 @@ class Metadata(Mapping[str, Value]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def raw(self) -> bytes:
+        """The file from its beginning to where the metadata ends."""
+        return self._data
+
     def integer(self, key: str, default: int | None = None) -> int:
         """A missing key gives the default, or an error when there is none; so do the getters below."""
         if default is not None and key not in self._entries:

@@ -1,5 +1,6 @@
 """Reads a folder as mlx-lm writes it: config.json, and safetensors whose quantised matrices are three planes each."""
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +32,10 @@ class MLXFolder:
             stored = _stored(path, undo)
             self.tensors: Mapping[str, Tensor] = _fold(stored, _Quantisation(path / CONFIG, self.config))
             self._files = undo.pop_all()
+
+    @property
+    def statement(self) -> bytes:
+        return json.dumps(self.config, sort_keys=True).encode()
 
     def close(self) -> None:
         self._files.close()

@@ -1,4 +1,4 @@
-"""Laws of the disk tier while all is well: what it took comes back, within the budget, and nobody else's file is touched."""
+"""Laws of the disk tier while all is well: what it took comes back, within the budget, and no other file is touched."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ import pytest
 import kvcache.page_folder
 from kvcache import disk, page_file
 from kvcache.disk import DiskTier
-from kvcache.tier import Tier
+from kvcache.tier import Fetched, Tier
 from quant.errors import EngineError
 from tests.kvcache.disk_pages import (
     FILE_BYTES,
@@ -75,7 +75,7 @@ def test_many_fetches_are_each_answered_once(tmp_path: Path) -> None:
     tier = DiskTier.open(tmp_path, BUDGET, PAGE_BYTES)
     for stored in pages + pages:
         tier.fetch(stored.key, stored.parent, stored.tokens)
-    answers = []
+    answers: list[Fetched] = []
     while len(answers) < 100:
         news = tier.fetched(LONGEST)
         assert news, "an answer is missing"
@@ -358,7 +358,7 @@ def test_a_second_server_leaves_the_first_its_half_written_page(
 
 def test_a_part_that_another_server_removed_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = page_file._write
-    removed = []
+    removed: list[Path] = []
 
     def once(fd: int, parts: list[bytes]) -> None:
         whole(fd, parts)

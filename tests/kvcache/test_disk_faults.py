@@ -65,20 +65,18 @@ def test_a_flipped_bit_is_a_miss(tier: DiskTier, tmp_path: Path) -> None:
     assert fetched(tier, OTHER) == OTHER.content
 
 
-def labelled(**changes: Any) -> bytes:
+def labelled(
+    magic: bytes = page_file._MAGIC,
+    layout: int = page_file.LAYOUT,
+    key: bytes = ONE.key,
+    parent: bytes = ONE.parent,
+    tokens: bytes = ONE.tokens,
+    nbytes: int = PAGE_BYTES,
+    content: bytes = ONE.content,
+) -> bytes:
     """The file of ONE with something else in its head, and the digest that goes with it."""
-    fields = {"magic": page_file._MAGIC, "layout": page_file.LAYOUT, "key": ONE.key, "parent": ONE.parent}
-    fields |= {"tokens": ONE.tokens, "nbytes": PAGE_BYTES, "content": ONE.content} | changes
-    head = page_file._HEAD.pack(
-        fields["magic"],
-        fields["layout"],
-        len(fields["tokens"]),
-        fields["nbytes"],
-        fields["key"],
-        fields["parent"],
-    )
-    head += fields["tokens"]
-    return head + hashlib.sha256(head + fields["content"]).digest() + fields["content"]
+    head = page_file._HEAD.pack(magic, layout, len(tokens), nbytes, key, parent) + tokens
+    return head + hashlib.sha256(head + content).digest() + content
 
 
 def test_the_label_of_these_tests_is_the_true_one(tier: DiskTier, tmp_path: Path) -> None:
@@ -109,6 +107,11 @@ def test_a_file_that_is_not_the_page_is_a_miss(tier: DiskTier, tmp_path: Path, c
     refuses(tier, ONE.file(tmp_path), lambda file: file.write_bytes(content))
 
 
+def link_to_the_page(file: Path) -> None:
+    (file.parent / "true").write_bytes(labelled())
+    file.symlink_to("true")
+
+
 def bound_socket(file: Path) -> None:
     here = Path.cwd()
     os.chdir(file.parent)  # a socket's name may have 107 bytes
@@ -126,7 +129,7 @@ IN_ITS_PLACE: dict[str, Callable[[Path], object]] = {
     "a socket": bound_socket,
     "a link to nothing": lambda file: file.symlink_to("/nowhere"),
     "a link to itself": lambda file: file.symlink_to(file),
-    "a link to the page": lambda file: (file.parent / "true").write_bytes(labelled()) and file.symlink_to("true"),
+    "a link to the page": link_to_the_page,
     "a link to a device": lambda file: file.symlink_to("/dev/zero"),
 }
 

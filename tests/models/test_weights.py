@@ -37,6 +37,8 @@ def opened(path: Path) -> Iterator[tuple[ModelConfig, Checkpoint, dict[str, Tens
 
 
 class Altered:
+    statement = b""
+
     def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         self.path, self.tensors = path, tensors
 
