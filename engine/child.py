@@ -53,6 +53,7 @@ def _serve(link: socket.socket, load: Callable[[EngineSpec], Loaded]) -> None:
     loaded = load(spec)
     link.sendall(frame(_ready(loaded, time.monotonic() - started)))
     run(loaded.engine, inbox, lambda message: link.sendall(frame(message)))
+    loaded.engine.close()
 
 
 class Inbox:
@@ -109,7 +110,7 @@ def run(engine: Engine, inbox: Inbox, send: Callable[[FromEngine], None]) -> Non
 
 def _awaited(engine: Engine, inbox: Inbox) -> list[ToEngine]:
     """The next messages. Until they come, cold pages go to a further tier."""
-    engine.check()
+    engine.check_now_and_then()
     while engine.cache.unsettled:
         engine.settle()
         if (first := inbox.wait_for(SETTLING)) is not None:

@@ -20,6 +20,8 @@ from kvcache.pages import PAGE
 from models.ops import Ops
 from quant.errors import EngineError
 
+CHECK = 10.0  # seconds between two checks of everything
+
 
 class Model(Protocol):
     """A network: logits (P, V), one row for each of the batch's picks."""
@@ -85,6 +87,7 @@ class Engine:
         self._scheduler = Scheduler(cache, limits.max_batch, self._pace)
         self._prepared: Pass | None = None
         self._looked_up = self._found = 0
+        self._checked = -CHECK
 
     @property
     def busy(self) -> bool:
@@ -140,6 +143,10 @@ class Engine:
                 deltas.append(self._next(work.sequence, next(rows)))
         return tuple(deltas)
 
+    def close(self) -> None:
+        """Cold pages are on a further tier, as far as it takes them."""
+        self.cache.close()
+
     def settle(self) -> None:
         """When there is nothing else to do: cold pages go to a further tier."""
         self.cache.settle(0, 8)
@@ -150,6 +157,12 @@ class Engine:
 
     def check(self) -> None:
         self._scheduler.check()
+
+    def check_now_and_then(self) -> None:
+        """In production, when there is nothing to do: it takes some milliseconds where pages are many."""
+        if self._clock() - self._checked > CHECK:
+            self.check()
+            self._checked = self._clock()
 
     def _planned(self) -> Pass | None:
         self._prepared = None

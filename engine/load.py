@@ -17,6 +17,7 @@ from engine.memory import Room, free_memory, room_for
 from engine.messages import EngineSpec
 from engine.pace import Pace, steepness
 from kvcache.cache import PageCache
+from kvcache.disk import DiskTier
 from kvcache.pages import PAGE
 from kvcache.store import PageStore
 from models.config import ModelConfig, config_of
@@ -25,8 +26,13 @@ from models.ops import Ops
 from quant.checkpoint import Checkpoint
 from quant.errors import EngineError
 from quant.gguf_file import GGUFFile
+from quant.identity import identity_of
 from quant.mlx_folder import MLXFolder
 from quant.open import open_checkpoint
+
+# Goes up with every change of a kernel's bits or a page's layout: pages on disk from before are not those of today.
+ARITHMETIC = 1
+DISK_BUDGET = 10 * 2**30  # bytes, where a folder is given and no budget
 
 Side = tuple[Llama, Callable[[Batch], Ops], PageStore]
 
@@ -49,12 +55,21 @@ def load(spec: EngineSpec) -> Loaded:
     """The engine is ready to step. Nothing is read beyond the headers of a model that does not fit."""
     with open_checkpoint(Path(spec.path)) as checkpoint:
         brought = bring(spec, checkpoint)
+        identity = identity_of(checkpoint) if spec.kv_disk is not None else b""
     room = brought.room
     limits = Limits(room.context, brought.config.vocab, spec.max_batch)
     steep = steepness(brought.config)
-    cache = PageCache(room.cache // PAGE, brought.pages, steep=steep)
+    made_by = f"{ARITHMETIC} {brought.device} {spec.kv} {PAGE}".encode()
+    cache = PageCache(room.cache // PAGE, brought.pages, _tier(spec, brought), identity + made_by, steep)
     engine = Engine(brought.model, brought.ops_of, cache, limits, pace=Pace(steep), lazy=brought.device == "cpu")
     return Loaded(engine, brought.device)
+
+
+def _tier(spec: EngineSpec, brought: Brought) -> DiskTier | None:
+    if spec.kv_disk is None:
+        return None
+    budget = spec.kv_disk_budget or DISK_BUDGET
+    return DiskTier.open(Path(spec.kv_disk), budget, brought.pages.page_bytes)
 
 
 def bring(spec: EngineSpec, checkpoint: GGUFFile | MLXFolder) -> Brought:

@@ -50,7 +50,7 @@ class Pace:
         return seconds * self._costs / self._seconds
 
     def learn(self, cost: float, seconds: float) -> None:
-        """A pass with prompts of that cost took so long. One that has none reads the weights, and so has every other."""
+        """A pass with prompts of that cost took so long. One that has none reads the weights, as does every other."""
         if cost == 0:
             self._decode = seconds if self._decode is None else self._decode + _FRESH * (seconds - self._decode)
             return

@@ -167,6 +167,12 @@ class PageCache:
                 return  # it has enough to write
             self._cold.popleft()
 
+    def close(self) -> None:
+        """Cold pages are on the tier, as far as it takes them, and its threads are gone."""
+        if self._tier is not None:
+            self.settle(0, len(self._cold))
+            self._tier.close()
+
     def check(self) -> None:
         """The law of the class holds."""
         nodes = [node for root in self._roots.values() for node in root.below()]
