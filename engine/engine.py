@@ -145,7 +145,7 @@ class Engine:
 
     def close(self) -> None:
         """Cold pages are on a further tier, as far as it takes them."""
-        self.cache.close()
+        self.cache.shut()
 
     def settle(self) -> None:
         """When there is nothing else to do: cold pages go to a further tier."""

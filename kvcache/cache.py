@@ -167,7 +167,7 @@ class PageCache:
                 return  # it has enough to write
             self._cold.popleft()
 
-    def close(self) -> None:
+    def shut(self) -> None:
         """Cold pages are on the tier, as far as it takes them, and its threads are gone."""
         if self._tier is not None:
             self.settle(0, len(self._cold))
