@@ -13,7 +13,7 @@ from engine.messages import Delta, Report, Sampled, Submit
 from engine.pace import Pace
 from engine.report import report_of
 from engine.sampler import Logits, choose
-from engine.scheduler import Scheduler, Work
+from engine.scheduler import COLD_BESIDE_DECODE, Scheduler, Work
 from engine.sequence import Sequence
 from kvcache.cache import PageCache
 from kvcache.pages import PAGE
@@ -177,6 +177,8 @@ class Engine:
     def _following(self) -> Pass | None:
         """What was prepared, with the tokens that are known by now, if the pages are still those."""
         prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            self.cache.settle(0, COLD_BESIDE_DECODE)
         if prepared is None or any(w.pages != pages for w, pages in zip(prepared.works, prepared.pages, strict=True)):
             return None
         prepared.batch.tokens[:] = [work.sequence.tokens[-1] for work in prepared.works]

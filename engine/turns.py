@@ -8,7 +8,7 @@ from engine.sequence import Sequence
 
 WEIGHTS: dict[Tier, float] = {"flex": 1, "default": 4, "priority": 16}
 ANSWER = 2  # what an answer's token costs, a prompt's costing 1
-_REMEMBERED = 1024  # flows that wait for nothing, whose service is not forgotten
+_REMEMBERED = 256  # flows that wait for nothing, whose service is not forgotten
 
 
 class Flow:

@@ -90,4 +90,4 @@ def test_clients_who_never_come_back_are_forgotten(count: int) -> None:
     for i in range(count):
         turns.add(request(str(i)))
         served(turns, 1)
-    assert len(turns._flows) <= 1100
+    assert len(turns._flows) <= 300
