@@ -163,7 +163,10 @@ async def test_a_conversation_is_found_in_the_cache_and_a_change_of_its_past_is_
 
 
 async def test_a_request_whose_turn_does_not_come_is_told_and_listed_while_it_waits(model: Path) -> None:
-    async with talking(model, max_batch=1) as (client, served), httpx.AsyncClient(base_url=str(client.base_url)) as http:
+    async with (
+        talking(model, max_batch=1) as (client, served),
+        httpx.AsyncClient(base_url=str(client.base_url)) as http,
+    ):
         asked: dict[str, Any] = {"model": served.name, "messages": HELLO, "logit_bias": ENDLESS}
         running = await client.chat.completions.create(**asked, stream=True)
         await anext(running)

@@ -154,8 +154,9 @@ def test_what_was_in_the_cache_is_always_told() -> None:
     *_, last = stream(CHAT, FakeEngine(cached=4), stream_options={"include_usage": True})
     assert last["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
     for ended_here in ({"stop": "b"}, {"max_tokens": 1}):
-        usage = chat(FakeEngine(says("abc"), cached=4), **ended_here)["usage"]
-        assert usage["prompt_tokens_details"]["cached_tokens"] == 4
+        for at_once in (False, True):
+            usage = chat(FakeEngine(says("abc"), cached=4, at_once=at_once), **ended_here)["usage"]
+            assert usage["prompt_tokens_details"]["cached_tokens"] == 4
 
 
 def test_of_many_choices_and_prompts_the_first_choice_of_each_prompt_counts() -> None:
@@ -200,6 +201,7 @@ def test_choices_take_the_longest_time_and_compute_the_sum() -> None:
 
 def test_a_limit_beyond_the_room_is_warned_of_with_both_numbers() -> None:
     prompt = len("user: hello") + 3
+    assert "warnings" in chat(max_tokens=CONTEXT - prompt + 1)
     for name in ("max_tokens", "max_completion_tokens"):
         (warning,) = chat(None, **{name: CONTEXT})["warnings"]
         assert warning["param"] == name
