@@ -162,6 +162,24 @@ async def test_a_conversation_is_found_in_the_cache_and_a_change_of_its_past_is_
         assert "old" in miss["now"]
 
 
+async def test_a_prompt_that_had_to_make_room_is_told_so(model: Path) -> None:
+    async with talking(model) as (client, served):
+
+        async def ask(word: str) -> dict[str, Any]:
+            asked: dict[str, Any] = {"prompt": f"the {word} on the puna " * 200, "max_tokens": 1}
+            answer = await client.completions.create(model=served.name, **asked, extra_body=TIMED)
+            assert answer.model_extra is not None
+            timings: dict[str, Any] = answer.model_extra["timings"]
+            return timings
+
+        for word in ("llama", "grass", "sky"):
+            assert "cache_miss" not in await ask(word)
+        again = await ask("llama")
+        assert again["cached_tokens"] < again["prompt_tokens"] - 64
+        miss = again["cache_miss"]
+        assert (miss["kind"], miss["position"]) == ("evicted", again["cached_tokens"])
+
+
 async def test_a_request_whose_turn_does_not_come_is_told_and_listed_while_it_waits(model: Path) -> None:
     async with (
         talking(model, max_batch=1) as (client, served),
