@@ -298,10 +298,9 @@ def test_a_folder_that_may_not_be_written_is_refused(tmp_path: Path, monkeypatch
 
 
 def test_files_of_other_names_are_never_touched(tmp_path: Path) -> None:
-    one = page(1)
+    one, name = page(1), page(3).file(tmp_path).name
     written(tmp_path, [one])
-    name = one.file(tmp_path).name
-    other = "00" if one.key[0] else "01"
+    other = "00" if page(3).key[0] else "01"
     theirs = [
         "notes.txt",
         name,  # not in its subfolder
@@ -322,6 +321,18 @@ def test_files_of_other_names_are_never_touched(tmp_path: Path) -> None:
     tier.close()
     assert not one.file(tmp_path).exists()
     assert all((tmp_path / path).read_text() == "mine" for path in theirs)
+
+
+def test_what_is_no_file_is_not_counted(tmp_path: Path) -> None:
+    folder, pipe, link = (page(number).file(tmp_path) for number in range(3))
+    for place in (folder, pipe, link):
+        place.parent.mkdir()
+    folder.mkdir()
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/zero")
+    tier = DiskTier.open(tmp_path, BUDGET, PAGE_BYTES)
+    assert tier.state().pages == 0
+    tier.close()
 
 
 def test_a_start_reads_no_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
