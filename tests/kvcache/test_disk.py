@@ -315,8 +315,10 @@ def test_files_of_other_names_are_never_touched(tmp_path: Path) -> None:
     for path in theirs:
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text("mine")
+    roomy = DiskTier.open(tmp_path, BUDGET, PAGE_BYTES)
+    assert (roomy.state().pages, roomy.state().bytes) == (1, FILE_BYTES)
+    roomy.close()
     tier = DiskTier.open(tmp_path, FILE_BYTES, PAGE_BYTES)
-    assert tier.state().pages == 1
     assert store(tier, page(2))
     tier.close()
     assert not one.file(tmp_path).exists()
