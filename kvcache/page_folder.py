@@ -108,6 +108,13 @@ class PageFolder:
         self._unseen += label.file_bytes
         self._changed = self._change()
 
+    def use(self, key: bytes) -> None:
+        """The page was used now, if it is there."""
+        entry = self._index.use(key, time.time_ns())
+        if entry is not None:
+            with suppress(OSError):  # a disk that became read-only forgets what was used, and no more
+                os.utime(self._path(key, entry.parent), follow_symlinks=False)
+
     def make_room(self, nbytes: int = 0) -> None:
         """The budget has room for so many bytes."""
         while self._index.bytes + nbytes > self.budget:

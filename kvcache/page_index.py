@@ -46,12 +46,13 @@ class PageIndex:
             self.bytes += entry.size
             self._queue(key)
 
-    def use(self, key: bytes, now: int) -> None:
-        """Nothing, if it is not there any more."""
+    def use(self, key: bytes, now: int) -> Entry | None:
+        """None if it is not there any more."""
         with self._lock:
             if key in self._entries:
                 self._entries[key] = self._entries[key]._replace(used=now)
                 self._queue(key)
+            return self._entries.get(key)
 
     def forget(self, key: bytes) -> None:
         with self._lock:

@@ -225,6 +225,21 @@ def test_what_was_read_stays_longer(tmp_path: Path) -> None:
     tier.close()
 
 
+def test_what_was_of_use_in_memory_stays_longer(tmp_path: Path) -> None:
+    pages = [*chain(3), page(10)]
+    written(tmp_path, pages)
+    for age, stored in enumerate(pages):
+        os.utime(stored.file(tmp_path), (age, age))
+    before = DiskTier.open(tmp_path, BUDGET, PAGE_BYTES)
+    before.use(pages[2].key)
+    before.use(page(99).key)
+    before.close()
+    tier = DiskTier.open(tmp_path, 3 * FILE_BYTES, PAGE_BYTES)
+    until(lambda: tier.state().pages == 3)
+    assert [tier.holds(stored.key) for stored in pages] == [True, True, True, False]
+    tier.close()
+
+
 def test_what_was_read_stays_longer_after_a_restart_too(tmp_path: Path) -> None:
     pages = [page(number) for number in range(5)]
     written(tmp_path, pages)
