@@ -20,7 +20,7 @@ from engine.bench_report import Asked
 from engine.bench_samples import Measurement
 from engine.engine import Engine
 from engine.load import load
-from engine.messages import EngineSpec, Sampling, Submit
+from engine.messages import Delta, EngineSpec, Sampling, Submit
 from tests.peers.prompts import Words, completion
 from tests.peers.servers import Server, arguments, puna
 from tests.peers.streams import Stream, follow, rate
@@ -46,12 +46,21 @@ def through_http(server: Server, prompts: Sequence[Sequence[int]], tokens: int, 
     return rate([stream.arrivals for stream in streams]) * made / shown
 
 
+def news_of_step(engine: Engine) -> tuple[Delta, ...]:
+    """A step as the engine's child makes it."""
+    running = engine.start()
+    if running is None:
+        return ()
+    engine.prepare()
+    return engine.finish(running)
+
+
 def in_process(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int, temperature: float) -> float:
     for name, prompt in enumerate(prompts):
         engine.submit(Submit(name, list(prompt), Sampling(max_tokens=tokens, temperature=temperature, seed=name)))
     arrivals: dict[int, list[float]] = {name: [] for name in range(len(prompts))}
     while engine.busy:
-        for delta in engine.step():
+        for delta in news_of_step(engine):
             arrivals[delta.id] += [perf_counter()] * len(delta.tokens)
     return rate(arrivals.values())
 
