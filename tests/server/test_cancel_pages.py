@@ -101,7 +101,7 @@ async def talking(model: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 @dataclass(frozen=True)
 class Place:
-    """A state in which a request is left: how many others decode, how long its prompt is, and how to know it is there."""
+    """A state in which a request is left: how many others decode, how long its prompt is, how to know it is there."""
 
     others: int
     prompt: int
