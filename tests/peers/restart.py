@@ -54,8 +54,9 @@ class Case:
         """The answer of a fresh server, which then comes to this end."""
         with puna(self.file, self.threads, self.context, "--kv-disk", str(self.folder)) as server:
             complete(server, completion(warm_up, 4))
+            before = pages_on_disk(server)
             stream = complete(server, completion(prompt, ANSWER))
-            end(server, len(prompt) // PAGE)
+            end(server, before + len(prompt) // PAGE)
         return Asked(how, stream.first, stream.cached, stream.text)
 
 
@@ -78,7 +79,7 @@ ENDS: dict[str, End] = {"SIGTERM": leaving, "kill -9": killed}
 
 
 def pages_on_disk(server: Server) -> int:
-    """Pages that the server says are there."""
+    """As the server says."""
     (state,) = server.get("/v1/puna/cache")["models"].values()
     return int(state["disk"]["pages"])
 
