@@ -144,6 +144,8 @@ class PageCache:
             self._keep_end(lease.node, lease.writer.tail, own.pop(0))
         for page in own:
             self.pool.give(page)
+        if self._tier is not None and lease.depth:
+            self._tier.use(lease.node.key)
         self._release(lease.node)
         self._leaves.shrink(self._kept)
 
@@ -228,6 +230,7 @@ class PageCache:
             above.holders += 1
 
     def _release(self, node: Node) -> None:
+        cold: list[Node] = []
         for above in node.path():
             above.holders -= 1
             if above.holders > 0:
@@ -238,7 +241,8 @@ class PageCache:
             self._kept += 1
             self._leaves.value(above)
             if self._tier is not None and not above.stored:
-                self._cold.append(above)
+                cold.append(above)
+        self._cold.extend(reversed(cold))  # a page is of use only with all those before it
 
     def _take(self) -> int:
         while not self.pool.free:
@@ -303,7 +307,7 @@ class PageCache:
 
     def _store_cold(self, node: Node, tier: Tier) -> bool:
         """Whether the tier has the page, or will; there is nothing to store where the page is gone."""
-        if node.page < 0 or node.stored:
+        if node.page < 0:
             return True
         assert node.parent is not None, "a root has no page"
         node.stored = tier.holds(node.key) or tier.store(

@@ -250,6 +250,19 @@ def test_the_tier_is_asked_for_pages_of_the_same_model_and_salt_only() -> None:
         assert not tier.asked
 
 
+def test_the_tier_hears_of_pages_that_are_of_use_in_memory_and_takes_again_what_it_lost() -> None:
+    tier = MemoryTier()
+    cache, store = cache_of(10, tier)
+    tokens = list(range(5 * PAGE))
+    left_behind(cache, store, tokens)
+    cache.settle(0, 100)
+    kept, tier.kept = tier.kept, {}
+    assert whole_pages(cache, [*tokens, 0]) == 5
+    assert tier.used[-1] == list(kept)[-1], "the first page goes there first, the deepest last"
+    left_behind(cache, store, [7] * 9 * PAGE)
+    assert len(tier.kept.keys() & kept.keys()) == 4, "those that had to go"
+
+
 def test_a_lease_is_not_closed_twice() -> None:
     cache, _ = cache_of(2)
     lease = cache.open("")
