@@ -186,14 +186,14 @@ async def test_a_request_whose_turn_does_not_come_is_told_and_listed_while_it_wa
         httpx.AsyncClient(base_url=str(client.base_url)) as http,
     ):
         asked: dict[str, Any] = {"model": served.name, "messages": HELLO, "logit_bias": ENDLESS}
-        running = await client.chat.completions.create(**asked, stream=True)
+        running = await client.chat.completions.create(**asked, stream=True, n=8)  # for longer than this test takes
         await anext(running)
         waiting = asyncio.create_task(client.chat.completions.create(**asked, max_tokens=1, service_tier="flex"))
         states: list[tuple[str, str]] = []
-        while len(states) < 2:
+        while ("queued", "flex") not in states:
             listed = (await http.get("puna/requests")).json()["models"][served.name]["requests"]
             states = [(one["state"], one["tier"]) for one in listed]
-        assert sorted(states) == [("decode", "default"), ("queued", "flex")]
+        assert ("decode", "default") in states
         with pytest.raises(openai.InternalServerError) as late:
             await client.chat.completions.create(**asked, extra_body={"timeout": 0.05})
         assert (late.value.status_code, late.value.code) == (503, "queue_timeout")

@@ -91,7 +91,7 @@ def test_a_turn_that_does_not_come_is_an_event_in_a_stream_that_began(monkeypatc
     monkeypatch.setattr("server.answering.KEEP_ALIVE", 0.01)
     engine = FakeEngine()
     engine.turns.clear()
-    first, last = stream(CHAT, engine, timeout=0.1)
+    first, last = stream(CHAT, engine, timeout=0.5)
     assert first["choices"][0]["delta"]["role"] == "assistant"
     assert last["error"]["code"] == "queue_timeout"
 
