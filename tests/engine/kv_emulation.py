@@ -32,7 +32,7 @@ def asked(q: Doubles, dtype: mx.Dtype) -> Doubles:
 
 def _group(x: Floats, bits: int) -> Doubles:
     most: Floats = np.take_along_axis(x, np.abs(x).argmax(-1, keepdims=True), -1)
-    step: Floats = np.abs(most) / np.float32(127)
+    step: Floats = np.divide(np.abs(most), np.float32(127), dtype=np.float32)
     scale = _up(step) if bits == 8 else np.sign(most) * _up(step)
     codes = x * (np.float32(1) / scale)
     if bits == 8:
