@@ -133,7 +133,8 @@ class PageFolder:
             self._shared, self._unseen = False, 0
 
     def _change(self) -> int | None:
-        """When a part was last made or renamed; None if nothing can be said."""
+        """When a part was last made or renamed; None if nothing can be said. Writes within one tick of the clock, some
+        milliseconds, look like one; others that go on writing will show with a later one."""
         try:
             return os.stat(self._root).st_mtime_ns
         except OSError:

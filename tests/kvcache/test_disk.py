@@ -406,9 +406,11 @@ def test_two_servers_keep_one_budget(tmp_path: Path, monkeypatch: pytest.MonkeyP
     budget = 16 * FILE_BYTES
     tiers = [DiskTier.open(tmp_path, budget, PAGE_BYTES) for _ in range(2)]
     for number in range(60):
-        tier = tiers[number % 2]
+        tier, time = tiers[number % 2], tmp_path.stat().st_mtime_ns
         assert store(tier, page(number))
         settled(tier)
+        if tmp_path.stat().st_mtime_ns == time:  # some systems' clocks tick each few milliseconds
+            os.utime(tmp_path, ns=(time + 1, time + 1))
         assert used_bytes(tmp_path) <= budget + 2 * (budget // 8 + FILE_BYTES)
     for tier in tiers:
         tier.close()
