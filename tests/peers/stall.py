@@ -94,7 +94,7 @@ def seen_of(name: str, long: int, streams: Sequence[Stream], guest: Stream, alon
 def told(stream: Stream, begin: float, end: float) -> float:
     """Tokens of that time. All of a stream's are the same word, so their text tells how many they are."""
     pieces = zip(stream.arrivals, stream.lengths, strict=True)
-    return sum(length for time, length in pieces if begin < time <= end) / stream.lengths[0]
+    return sum(length for time, length in pieces if begin < time <= end) / min(stream.lengths)
 
 
 def table(every: Sequence[Seen]) -> Iterator[str]:
