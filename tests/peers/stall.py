@@ -79,7 +79,7 @@ def seen_of(name: str, long: int, streams: Sequence[Stream], guest: Stream, alon
     came, first = guest.asked, guest.arrivals[0]
     settled = max(stream.arrivals[0] for stream in streams)
     pairs = [pair for stream in streams for pair in pairwise(stream.arrivals)]
-    meanwhile = sum(came < time <= first for stream in streams for time in stream.arrivals)
+    meanwhile = sum(told(stream, came, first) for stream in streams)
     return Seen(
         name,
         long,
@@ -89,6 +89,12 @@ def seen_of(name: str, long: int, streams: Sequence[Stream], guest: Stream, alon
         guest.first,
         meanwhile / len(streams),
     )
+
+
+def told(stream: Stream, begin: float, end: float) -> float:
+    """Tokens of that time. All of a stream's are the same word, so their text tells how many they are."""
+    pieces = zip(stream.arrivals, stream.lengths, strict=True)
+    return sum(length for time, length in pieces if begin < time <= end) / min(stream.lengths)
 
 
 def table(every: Sequence[Seen]) -> Iterator[str]:

@@ -17,10 +17,14 @@ SLOWEST = 900  # seconds without any news
 
 
 class Stream:
-    """One completion under way. `arrivals` are the times of pieces that have text, `usage` comes with the last."""
+    """One completion under way. `arrivals` are the times of pieces that have text, and `lengths` their characters.
+
+    A piece is a token's text, or that of several which came together. `usage` comes with the last.
+    """
 
     def __init__(self, server: Server, body: Mapping[str, Any]) -> None:
         self.arrivals: list[float] = []
+        self.lengths: list[int] = []
         self.text = ""
         self.usage: dict[str, Any] = {}
         self.over = False
@@ -73,6 +77,7 @@ class Stream:
         if text:
             self.text += text
             self.arrivals.append(now)
+            self.lengths.append(len(text))
 
     def __enter__(self) -> Self:
         return self
