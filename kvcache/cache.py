@@ -215,10 +215,11 @@ class PageCache:
 
     def _attach(self, above: Node, tokens: bytes, page: int, key: bytes) -> Node:
         """A node that nobody holds yet."""
-        for end in above.covered(tokens):
-            self._remove(end)
+        covered = above.covered(tokens)
         node = Node(above, tokens, page, key)
-        above.attach(node)
+        above.attach(node)  # first: a root that has nothing is forgotten
+        for end in covered:
+            self._remove(end)
         self._kept += 1
         if key:
             self._by_key[key] = node

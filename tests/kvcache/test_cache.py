@@ -190,6 +190,24 @@ def test_shared_pages_take_memory_once() -> None:
         cache.close(lease)
 
 
+def test_a_page_that_comes_back_for_nobody_in_place_of_all_there_was_is_kept() -> None:
+    """Who asked for it is gone, and all of that salt was an end, which says nothing that the page does not."""
+    tier = MemoryTier()
+    cache, store = cache_of(4, tier)
+    tokens = list(range(PAGE + 1))
+    left_behind(cache, store, tokens, "salt")
+    cache.settle(0, 9)
+    left_behind(cache, store, list(range(900, 900 + 4 * PAGE)))
+    left_behind(cache, store, tokens[:20], "salt")
+    lease = cache.open("salt")
+    cache.find(lease, tokens)
+    assert lease.awaits
+    cache.close(lease)
+    cache.settle(0, 0)
+    cache.check()
+    assert found(cache, tokens, "salt") == PAGE
+
+
 def test_a_page_that_two_computed_at_once_is_kept_once() -> None:
     cache, store = cache_of(10)
     tokens = list(range(PAGE))
