@@ -172,6 +172,7 @@ def main() -> None:
     scene, warm_up = scene_of(words, asked), words.draw(8)
     with puna(asked.file, asked.threads, scene.context) as server:
         ours = run(server, scene, warm_up)
+    print(summary("Puna", ours), flush=True)
     theirs = None
     if asked.peer:
         with llama_server(asked.peer, asked.file, asked.threads, scene.context, asked.clients) as server:
@@ -179,7 +180,6 @@ def main() -> None:
     print(f"\n{asked.clients} clients, a system prompt of {asked.prefix} tokens, answers of {asked.answer}.")
     print(f"Puna{', then llama-server' if theirs else ''}:\n")
     print("\n".join(table(ours, theirs)) + "\n")
-    print(summary("Puna", ours))
     if theirs:
         print(summary("llama-server", theirs))
         print(f"Total time: {ours.total / theirs.total:.2f} of llama-server's (goal: at most {GOAL}).")

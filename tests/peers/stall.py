@@ -133,14 +133,15 @@ def main() -> None:
     parser.add_argument("--calm", type=int, default=64, metavar="N", help="tokens of each stream before the prompt")
     asked = parser.parse_args()
     words = Words(asked.file)
+    print(f"{asked.streams} streams; {asked.calm} tokens of each before the long prompt.")
     with puna(asked.file, asked.threads, asked.long + SPARE) as server:
         every = [measure(server, words, asked.long, asked)]
+    print("\n".join(table(every)), flush=True)
     if asked.peer:
         slots = asked.streams + 1
         with llama_server(asked.peer, asked.file, asked.threads, asked.peer_long + SPARE, slots) as server:
             every.append(measure(server, words, asked.peer_long, asked))
-    print(f"\n{asked.streams} streams; {asked.calm} tokens of each before the long prompt.\n")
-    print("\n".join(table(every)))
+        print("\n".join(table(every)))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,12 @@ class Stream:
         got = self._socket.recv(1 << 16)
         now = perf_counter()
         *lines, self._rest = (self._rest + got).split(b"\n")
+        before = len(self.text)
         for line in lines:
-            self._take(line.strip(), now)
+            self._take(line.strip())
+        if len(self.text) > before:
+            self.arrivals.append(now)
+            self.lengths.append(len(self.text) - before)
         if not got and not self.over:
             raise SystemExit(f"a stream broke off after {self.text[-200:]!r}")
 
@@ -59,7 +63,7 @@ class Stream:
         """Prompt tokens that the server did not compute; a server that does not say computed all."""
         return int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
 
-    def _take(self, line: bytes, now: float) -> None:
+    def _take(self, line: bytes) -> None:
         """Of HTTP's own lines, heads and lengths of chunks, only a status that is none of success matters."""
         if line.startswith(b"HTTP/1.1 ") and not line.startswith(b"HTTP/1.1 200"):
             self._socket.settimeout(1)
@@ -73,11 +77,7 @@ class Stream:
         if "error" in event:
             raise SystemExit(f"a stream ended with {event['error']}")
         self.usage = event.get("usage") or self.usage
-        text = "".join(choice["text"] for choice in event["choices"])
-        if text:
-            self.text += text
-            self.arrivals.append(now)
-            self.lengths.append(len(text))
+        self.text += "".join(choice["text"] for choice in event["choices"])
 
     def __enter__(self) -> Self:
         return self
