@@ -13,7 +13,22 @@ from tests.server.wire import events_of, json_of, post, status_of
 Json = dict[str, Any]
 Fate = Literal["answered", "refused", "half sent", "left at once", "left soon", "left in mid-stream"]
 
-_WORDS = (" the", " and", " llama", " puna", " of", " to", " in", " is", " what", " you", " on", " grass", " high", "er")
+_WORDS = (
+    " the",
+    " and",
+    " llama",
+    " puna",
+    " of",
+    " to",
+    " in",
+    " is",
+    " what",
+    " you",
+    " on",
+    " grass",
+    " high",
+    "er",
+)
 _ENCODER = msgspec.json.Encoder()
 _LEAVING: Sequence[Fate] = ("half sent", "left at once", "left soon", "left soon", "left in mid-stream")
 
