@@ -41,6 +41,7 @@ CASES = {
     "4 bits, odd width, window": Case(6, 2, 80, 64, False, 50, mx.uint8, ((250, 20),), True),
     "4 bits, half a group": Case(4, 2, 16, 16, True, 0, mx.uint8, ((20, 20),), False),
     "4 bits, three groups": Case(7, 1, 96, 96, False, 0, mx.uint8, ((40, 2), (0, 33)), False),
+    "4 bits, three groups and a half": Case(4, 2, 112, 112, False, 0, mx.uint8, ((10, 40),), False),
     "4 bits, width 128": Case(2, 2, 128, 128, False, 0, mx.uint8, ((3, 1), (255, 2)), False),
 }
 
