@@ -1,4 +1,4 @@
-"""Laws of engine, scheduler, cache and tier together: whatever happens in whatever order, each request has its answer."""
+"""Engine, scheduler, cache and tier together: whatever happens in whatever order, each request has its answer."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,7 +9,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.batch import Batch
 from engine.engine import Engine, Limits
 from engine.messages import Asker, Delta, Sampled, Sampling, Submit, Tier
 from kvcache.cache import PageCache
