@@ -1,4 +1,4 @@
-"""Laws of engine, scheduler, cache and tier together: whatever happens in any order, each request has its answer."""
+"""Engine, scheduler, cache and tier together: whatever happens in whatever order, each request has its answer."""
 
 from dataclasses import dataclass, field
 from functools import cache

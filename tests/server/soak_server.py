@@ -1,10 +1,12 @@
-"""A server as `puna serve` runs it, whose processes say how many blocks of memory their Python objects take.
+"""A server as `puna serve` runs it, whose processes say how much memory they have in use.
 
 Usage: python -m tests.server.soak_server MODEL FOLDER, the folder being the disk tier's. On SIGUSR1 the server and its
-engine each write `PID BLOCKS` on standard output, after a full collection.
+engine each write `PID BLOCKS BYTES` on standard output, after a full collection: how many small objects Python has, and
+what the C library has given out and not been given back, which is for all the rest.
 """
 
 import asyncio
+import ctypes
 import gc
 import os
 import signal
@@ -34,9 +36,18 @@ def say(line: str) -> None:
     os.write(1, f"{line}\n".encode())  # one write, so that lines of two processes do not mix
 
 
+class Given(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("a", "b", "c", "d", "mapped", "e", "f", "used", "g", "h")]
+
+
 def tell(number: int, frame: object) -> None:
     gc.collect()
-    say(f"{os.getpid()} {sys.getallocatedblocks()}")
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = Given
+    given = ask()
+    say(f"{os.getpid()} {sys.getallocatedblocks()} {given.used + given.mapped}")
 
 
 def engine() -> None:
