@@ -136,12 +136,12 @@ def main() -> None:
     print(f"{asked.streams} streams; {asked.calm} tokens of each before the long prompt.")
     with puna(asked.file, asked.threads, asked.long + SPARE) as server:
         every = [measure(server, words, asked.long, asked)]
-    print("\n".join(table(every)), flush=True)
+    print("\n" + "\n".join(table(every)) + "\n", flush=True)
     if asked.peer:
         slots = asked.streams + 1
         with llama_server(asked.peer, asked.file, asked.threads, asked.peer_long + SPARE, slots) as server:
             every.append(measure(server, words, asked.peer_long, asked))
-        print("\n".join(table(every)))
+        print("\n" + "\n".join(table(every)))
 
 
 if __name__ == "__main__":
