@@ -66,7 +66,8 @@ EVERY_ATTRIBUTE = Kernel(
     inputs=(Input("x", "uint8"),),
     outputs=(Output("y", "int64"),),
     body="// dispatch_threads_per_threadgroup grid_size simdgroup_index_in_threadgroup threadgroups_per_grid "
-    "grid_origin thread_position_in_threadgroup threads_per_simdgroup thread_execution_width quadgroup_index_in_threadgroup "
+    "grid_origin thread_position_in_threadgroup threads_per_simdgroup thread_execution_width "
+    "quadgroup_index_in_threadgroup "
     "dispatch_quadgroups_per_threadgroup dispatch_simdgroups_per_threadgroup quadgroups_per_threadgroup "
     "simdgroups_per_threadgroup thread_index_in_quadgroup thread_index_in_threadgroup threadgroup_position_in_grid "
     "threads_per_grid",
