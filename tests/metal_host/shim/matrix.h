@@ -79,14 +79,17 @@ template <class D, class A, class B, class C>
 void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8> &d, const simdgroup_matrix<A, 8, 8> &a,
                                    const simdgroup_matrix<B, 8, 8> &b, const simdgroup_matrix<C, 8, 8> &c, METAL_HOST_HERE) {
     using M = simdgroup_matrix<D, 8, 8>;
-    const auto as = metal_host::gather("simdgroup_multiply_accumulate", {file, line}, a.thread_elements());
-    const auto bs = metal_host::gather("simdgroup_multiply_accumulate", {file, line}, b.thread_elements());
+    using Pair = metal_host::Pair<vec<A, 2>, vec<B, 2>>;
+    const auto all = metal_host::gather("simdgroup_multiply_accumulate", {file, line}, Pair{a.thread_elements(), b.thread_elements()});
     vec<D, 2> out;
     for (unsigned i = 0; i < 2; i++) {
         float sum = float(c.thread_elements()[i]);
         for (unsigned n = 0, k; n < metal_host::lanes; n++)
-            if ((k = metal_host::order()[n]) < 8)
-                sum = std::fma(float(as[M::lane_of(M::row(), k)][k & 1]), float(bs[M::lane_of(k, M::column() + i)][(M::column() + i) & 1]), sum);
+            if ((k = metal_host::order()[n]) < 8) {
+                const A x = all[M::lane_of(M::row(), k)].first[k & 1];
+                const B y = all[M::lane_of(k, M::column())].second[i];
+                sum = std::fma(float(x), float(y), sum);
+            }
         out[i] = D(sum);
     }
     d.thread_elements() = out;

@@ -423,7 +423,7 @@ void new_group() {
 void run_grid() {
     const Launch &l = *launch;
     const std::uint64_t all = std::uint64_t{l.groups.x} * l.groups.y * l.groups.z;
-    Group g{};
+    static Group g;
     group = &g;
     for (std::uint64_t k = 0; k < all; k++) {
         const std::uint64_t n = l.reverse ? all - 1 - k : k;
@@ -613,7 +613,9 @@ struct Result {
 __attribute__((visibility("default"))) int metal_host_launch(const metal_host::Launch *l, const Given *given,
                                                              unsigned count, Result *result) {
     using namespace metal_host;
-    launch = l;
+    static Launch kept_launch; // where a kernel may read it
+    kept_launch = *l;
+    launch = &kept_launch;
     message = result->message;
     message_bytes = result->message_bytes;
     message[0] = 0;

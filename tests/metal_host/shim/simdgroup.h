@@ -38,6 +38,12 @@ template <class T> Values<T> gather(const char *what, Site site, const T &mine, 
     return {meet(what, site, &mine, sizeof mine, same)};
 }
 
+// Two values that lanes pass in one meeting: those of an earlier one are gone.
+template <class A, class B> struct Pair {
+    A first;
+    B second;
+};
+
 // The value of a lane that a shuffle names; the specification leaves that of an absent lane undefined.
 template <class T> T taken(const char *what, Site site, const Values<T> &all, unsigned from) {
     if (from >= lanes || !present(from))
@@ -116,7 +122,7 @@ template <class T> T simd_shuffle(T mine, ushort lane, METAL_HOST_HERE) {
     return metal_host::taken("simd_shuffle", {file, line}, all, lane);
 }
 template <class T> T simd_shuffle_xor(T mine, ushort mask, METAL_HOST_HERE) {
-    const auto all = metal_host::gather("simd_shuffle_xor", {file, line}, mine);
+    const auto all = metal_host::gather("simd_shuffle_xor", {file, line}, mine, mask);
     return metal_host::taken("simd_shuffle_xor", {file, line}, all, metal_host::lane() ^ mask);
 }
 template <class T> T simd_broadcast(T mine, ushort lane, METAL_HOST_HERE) {
@@ -137,17 +143,15 @@ template <class T> T simd_shuffle_up(T mine, ushort delta, METAL_HOST_HERE) {
     return metal_host::lane() >= delta ? all[metal_host::lane() - delta] : mine;
 }
 template <class T> T simd_shuffle_and_fill_down(T mine, T fill, ushort delta, METAL_HOST_HERE) {
-    const auto all = metal_host::gather("simd_shuffle_and_fill_down", {file, line}, mine, delta);
-    const auto filling = metal_host::gather("simd_shuffle_and_fill_down", {file, line}, fill, delta);
+    const auto all = metal_host::gather("simd_shuffle_and_fill_down", {file, line}, metal_host::Pair<T, T>{mine, fill}, delta);
     const unsigned from = metal_host::lane() + delta;
-    return from < metal_host::lanes ? metal_host::taken("simd_shuffle_and_fill_down", {file, line}, all, from)
-                                    : filling[from % metal_host::lanes];
+    return from < metal_host::lanes ? metal_host::taken("simd_shuffle_and_fill_down", {file, line}, all, from).first
+                                    : all[from % metal_host::lanes].second;
 }
 template <class T> T simd_shuffle_and_fill_up(T mine, T fill, ushort delta, METAL_HOST_HERE) {
-    const auto all = metal_host::gather("simd_shuffle_and_fill_up", {file, line}, mine, delta);
-    const auto filling = metal_host::gather("simd_shuffle_and_fill_up", {file, line}, fill, delta);
+    const auto all = metal_host::gather("simd_shuffle_and_fill_up", {file, line}, metal_host::Pair<T, T>{mine, fill}, delta);
     const unsigned lane = metal_host::lane();
-    return lane >= delta ? all[lane - delta] : filling[lane + metal_host::lanes - delta];
+    return lane >= delta ? all[lane - delta].first : all[lane + metal_host::lanes - delta].second;
 }
 template <class T> T simd_shuffle_rotate_down(T mine, ushort delta, METAL_HOST_HERE) {
     const auto all = metal_host::gather("simd_shuffle_rotate_down", {file, line}, mine, delta);
@@ -175,6 +179,7 @@ inline simd_vote simd_ballot(bool mine, METAL_HOST_HERE) {
 }
 inline bool simd_any(bool mine, METAL_HOST_HERE) { return simd_ballot(mine, file, line).bits != 0; }
 inline bool simd_all(bool mine, METAL_HOST_HERE) { return simd_ballot(!mine, file, line).bits == 0; }
+inline simd_vote simd_active_threads_mask(METAL_HOST_HERE) { return simd_ballot(true, file, line); }
 inline bool simd_is_first() { return metal_host::lane() == 0; }
 
 template <class T> T quad_sum(T mine, METAL_HOST_HERE) {
