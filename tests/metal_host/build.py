@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -151,6 +151,20 @@ def entry(source: str) -> str:
     )
 
 
+def may_contract(kernel: Kernel) -> bool:
+    """Whether Metal may fuse a * b + c: unless the first thing that the header says is that it must not."""
+    forbids = re.compile(r"#\s*pragma\s+METAL\s+fp\s+contract\s*\(\s*off\s*\)")
+    text = without_comments(kernel.header)
+    found = forbids.search(text)
+    if not found:
+        assert not forbids.search(without_comments(kernel.body)), (
+            f"{kernel.name}: say contract(off) in the header, first"
+        )
+        return True
+    assert "(" not in re.sub(r"#[^\n]*", "", text[: found.start()]), f"{kernel.name}: contract(off) comes too late"
+    return False
+
+
 def translated(kernel: Kernel, template: Template) -> str:
     source = without_comments(located(kernel, kernel.source(template)))
     return shared_arrays(source) + "\n" + entry(kernel.source(template))
@@ -212,6 +226,7 @@ def precompiled(options: Options) -> Path:
 
 def built(kernel: Kernel, template: Template, options: Options) -> Path:
     """The shared object of one instance of the kernel."""
+    options = replace(options, contract=options.contract and may_contract(kernel))
     source = translated(kernel, template)
     key = hashlib.sha256("\0".join([shim_hash(), *options.flags(), source]).encode()).hexdigest()[:24]
     target = CACHE / f"{kernel.name}_{key}.so"

@@ -482,6 +482,13 @@ void fail(Site site, const char *format, ...) {
     stop();
 }
 
+void no_component(unsigned i, unsigned count) {
+    fault = __builtin_return_address(0);
+    complain("out of bounds: component %u of a vector of %u; thread (%u,%u,%u) of the grid", i, count, self->in_grid.x,
+             self->in_grid.y, self->in_grid.z);
+    stop();
+}
+
 const unsigned char *meet(const char *what, Site site, const void *mine, std::size_t bytes, std::uint64_t same) {
     Fiber &f = *running;
     const unsigned first = f.place.index / lanes * lanes;

@@ -55,6 +55,8 @@ void *threadgroup_memory(int key, const char *name, std::size_t bytes, std::size
 void touch_atomic(const volatile void *p, std::size_t bytes, Site site);
 [[noreturn]] void fail(Site site, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+[[noreturn]] void no_component(unsigned i, unsigned count);
+
 // The kernel itself: one thread of it.
 void thread_main(void *const *buffers);
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "numbers.h"
+#include "runtime.h"
 
 namespace metal {
 
@@ -10,6 +11,12 @@ template <class T, int N> struct vec;
 } // namespace metal
 
 namespace metal_host {
+
+inline unsigned component(unsigned i, unsigned count) {
+    if (__builtin_expect(i >= count, 0))
+        no_component(i, count);
+    return i;
+}
 
 template <class T> struct is_narrow : std::false_type {};
 template <class F> struct is_narrow<Narrow<F>> : std::true_type {};
@@ -95,8 +102,8 @@ namespace metal {
         int at = 0;                                                                                                    \
         put(at, a), put(at, b), (put(at, c), ...);                                                                     \
     }                                                                                                                  \
-    T &operator[](unsigned i) { return v[i]; }                                                                         \
-    const T &operator[](unsigned i) const { return v[i]; }                                                             \
+    T &operator[](unsigned i) { return v[metal_host::component(i, N)]; }                                               \
+    const T &operator[](unsigned i) const { return v[metal_host::component(i, N)]; }                                   \
                                                                                                                        \
   private:                                                                                                             \
     vec &assign(const vec &x) {                                                                                        \
@@ -200,8 +207,8 @@ template <class T, int N> struct packed_vec {
             x[i] = v[i];
         return x;
     }
-    T &operator[](unsigned i) { return v[i]; }
-    const T &operator[](unsigned i) const { return v[i]; }
+    T &operator[](unsigned i) { return v[metal_host::component(i, N)]; }
+    const T &operator[](unsigned i) const { return v[metal_host::component(i, N)]; }
 };
 
 } // namespace metal
