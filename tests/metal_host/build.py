@@ -47,8 +47,8 @@ class Options:
     contract: bool = False
 
     def flags(self) -> list[str]:
-        contract = "-ffp-contract=fast" if self.contract else "-ffp-contract=off"
-        return [*LANGUAGE, *METAL, *FUSED, contract, *(CHECKED if self.checked else [])]
+        contract = ["-ffp-contract=fast", "-fexpensive-optimizations"] if self.contract else ["-ffp-contract=off"]
+        return [*LANGUAGE, *METAL, *FUSED, *contract, *(CHECKED if self.checked else [])]
 
 
 # How the entry calls the kernel: the value of each attribute, of the type that the signature gives it.

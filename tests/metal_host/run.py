@@ -185,8 +185,6 @@ def require_written(kernel: Kernel, made: Sequence[Buffer]) -> None:
     for buffer in made:
         missing = buffer.missing()
         if len(missing):
-            place = np.unravel_index(missing[0], buffer.data.shape)
-            where = tuple(int(i) for i in place)
-            raise KernelError(
-                f"{kernel.name}: {len(missing)} of {buffer.data.size} elements of {buffer.name} unwritten, first {where}"
-            )
+            first = tuple(int(i) for i in np.unravel_index(missing[0], buffer.data.shape))
+            count = f"{len(missing)} of {buffer.data.size} elements of {buffer.name}"
+            raise KernelError(f"{kernel.name}: {count} unwritten, first {first}")

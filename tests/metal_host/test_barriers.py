@@ -81,7 +81,7 @@ RACES = {
 @pytest.mark.parametrize("body", RACES.values(), ids=RACES)
 def test_a_planted_race_is_found_in_either_order(body: str) -> None:
     for reverse in (False, True):
-        with pytest.raises(KernelError, match="race: (write|read) of byte"):
+        with pytest.raises(KernelError, match=r"race: (write|read) of byte"):
             computed(body, counting(64), order=Order(reverse=reverse))
 
 
@@ -107,7 +107,7 @@ def test_device_memory_is_ordered_within_a_threadgroup_by_its_own_flag() -> None
     )
     got = computed(body.format("mem_device", "mem_device"), counting(64))
     np.testing.assert_array_equal(got, np.arange(64) ^ 1)
-    with pytest.raises(KernelError, match="race: write of byte .* of y"):
+    with pytest.raises(KernelError, match=r"race: write of byte .* of y"):
         computed(body.format("mem_device", "mem_threadgroup"), counting(64))
 
 
@@ -136,9 +136,7 @@ DIVERGENT = {
 
 @pytest.mark.parametrize("body", DIVERGENT.values(), ids=DIVERGENT)
 def test_a_planted_divergent_barrier_is_found_and_its_line_named(body: str) -> None:
-    with pytest.raises(
-        KernelError, match=r"divergence within a (simd|thread)group: .*threadgroup_barrier \(small body:\d"
-    ):
+    with pytest.raises(KernelError, match=r"divergence within a \w+: .*threadgroup_barrier \(small body:\d"):
         computed(f"  y[i] = x[i];\n{body}", counting(64))
 
 

@@ -114,8 +114,8 @@ def test_a_float_becomes_the_nearest_bfloat() -> None:
 @pytest.mark.parametrize("op", ["+", "-", "*", "/"])
 def test_an_operation_on_bfloats_rounds_once(op: str) -> None:
     a, b = (SEED.permutation(ALL) for _ in range(2))
-    p, q = (widened(x).astype(np.float64) for x in (a, b))
     with np.errstate(all="ignore"):
+        p, q = (widened(x).astype(np.float64) for x in (a, b))
         exact = {"+": p + q, "-": p - q, "*": p * q, "/": p / q}[op]
         wanted = widened(brain(to_odd(exact)))
     same(widened(of_two(f"y[i] = a[i] {op} b[i];", a, b, "bfloat16")), wanted)
@@ -133,12 +133,12 @@ def to_odd(x: Array) -> Array:
 
 def test_a_half_and_a_float_make_a_float_a_half_and_an_integer_a_half() -> None:
     body = "  const half h = 2049.0h; y[i] = i == 0 ? float(h + 1) : h + 1.0f;"
-    np.testing.assert_array_equal(computed(body, counting(2)), [2048, 2049])
+    np.testing.assert_array_equal(computed(body, counting(8)), [2048] + [2049] * 7)
 
 
 def test_a_constant_without_a_suffix_is_a_float() -> None:
     """MSL specification, 2.1: there is no double."""
-    got = computed("  y[i] = x[i] * 0.1 + sizeof(0.1) - 4;", counting(100))
+    got = computed("  y[i] = sizeof(0.1) == 4 ? x[i] * 0.1 : 0;", counting(100))
     np.testing.assert_array_equal(got, counting(100) * np.float32(0.1))
 
 

@@ -99,7 +99,9 @@ def test_reductions_and_prefixes_are_those_of_the_lanes() -> None:
 
 
 def test_a_ballot_has_a_bit_for_each_lane_that_says_yes() -> None:
-    body = "  y[i] = uint(ulong(simd_ballot(x[i] > 27))) >> 28; if (simd_any(x[i] == 3) && !simd_all(x[i] == 3)) y[i] += 16;"
+    body = """
+      y[i] = uint(ulong(simd_ballot(x[i] > 27))) >> 28;
+      if (simd_any(x[i] == 3) && !simd_all(x[i] == 3)) y[i] += 16;"""
     assert set(computed(body, counting(32))) == {31}
 
 
