@@ -158,18 +158,12 @@ class Few:
         return 1 <= rows <= 32 and self.reading.supports(weight_rows, cols)
 
     def plan(self, rows: int, weight_rows: int) -> Plan:
-        """The least tile that holds all rows of x, or the largest. Few weight rows are dealt out to more simdgroups."""
+        """The least tile that holds all rows of x, or the largest."""
         tile = next((tile for tile in _TILES if rows <= tile), _TILES[-1])
-        owned = 2 if self.reading.heavy or weight_rows < 2048 else 4
-        across, down = -(-rows // tile), -(-weight_rows // (owned * _SIMDGROUPS))
+        across, down = -(-rows // tile), -(-weight_rows // (self.owned * _SIMDGROUPS))
+        sizes = {"SIMDGROUPS": _SIMDGROUPS, "ROWS": self.owned, "TILE": tile}
         return Plan(
-            template={
-                "X": self.dtype,
-                **dict(self.reading.template),
-                "SIMDGROUPS": _SIMDGROUPS,
-                "ROWS": owned,
-                "TILE": tile,
-            },
+            template={"X": self.dtype, **dict(self.reading.template), **sizes},
             grid=(across * _SIMD * _SIMDGROUPS, down, 1),
             threadgroup=(_SIMD * _SIMDGROUPS, 1, 1),
             shape=(rows, weight_rows),

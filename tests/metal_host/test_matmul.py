@@ -145,7 +145,9 @@ def test_a_tile_of_any_height_gives_a_row_the_same_bits(kind: Kind) -> None:
 def test_how_many_rows_of_weights_a_simdgroup_owns_changes_no_bit() -> None:
     w = weights(Q4_K, 11, 1280)
     x = np.random.default_rng(5).standard_normal((9, 1280), np.float32)
-    first, *others = (product(way, x, w).view(np.uint32) for way in few(reading_of(Q4_K), 11))
+    ways = few(reading_of(Q4_K), 11)
+    assert {way.plan(9, 11).template["ROWS"] for way in ways} == {1, 2, 4}
+    first, *others = (product(way, x, w).view(np.uint32) for way in ways)
     for other in others:
         np.testing.assert_array_equal(first, other)
 
