@@ -1,7 +1,9 @@
 """Paged attention on the Apple GPU, run on the host: float64 within its bound, the same bits in any batch."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -9,7 +11,10 @@ from engine.metal.attention import (
     HEAD_DIMS,
     PAGES,
     PARTITION,
+    Decode,
     DecodeWork,
+    Paged,
+    Prefill,
     PrefillWork,
     decode_call,
     merge_call,
@@ -187,6 +192,25 @@ def test_what_is_dispatched_fits_the_shapes() -> None:
             assert isinstance(queries, int)
             assert work.rows * shape.share <= queries <= shape.together
             assert 32 % queries == 0
+
+
+def test_a_pass_is_launched_with_what_the_kernels_were_tested_with(tmp_path: Path) -> None:
+    """Without Metal MLX records launches while it exports a function; ours are held to their signatures."""
+    shape = CASES["80 wide, three share one, window over two partitions, bfloat16"].shape
+    starts, past = np.array([0, 1, 4], np.int32), np.array([260, 3], np.int32)
+    paged = Paged.of(np.zeros((2, 9), np.int32), np.array([260, 3, 4, 5], np.int32))
+    decode = Decode.of(shape, DecodeWork.of(shape, starts, past, [0]), paged)
+    prefill = Prefill.of(shape, PrefillWork.of(starts, [1]), paged)
+    pool, scale = mx.zeros((9 * 32 + 1, 2, 1, 80), mx.bfloat16), mx.array(0.1)
+    shapes: list[tuple[int, ...]] = []
+
+    def launched(q: mx.array) -> mx.array:
+        made = [decode(q, pool, scale), prefill(q, pool, scale)]
+        shapes.extend(out.shape for out in made)
+        return mx.concatenate(made)
+
+    mx.export_function(str(tmp_path / "exported.mlxfn"), launched, mx.zeros((4, 3, 80), mx.bfloat16))
+    assert shapes == [(1, 3, 80), (3, 3, 80)]
 
 
 def test_what_is_not_supported_is_said() -> None:
