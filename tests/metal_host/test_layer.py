@@ -1,6 +1,7 @@
 """Norms, gates and rope on the Apple GPU, run on the host: float64 within its bound, the same bits in any batch."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -185,3 +186,24 @@ def test_rows_are_written_into_the_pool_in_place() -> None:
     mx.eval(pools)
     assert mx.get_peak_memory() - before < pools[0].nbytes / 4
     assert np.flatnonzero(np.array(pools[0])[:, 1, 1, 63]).tolist() == [5, 70, 2047]
+
+
+def test_calls_are_launched_with_what_the_kernels_were_tested_with(tmp_path: Path) -> None:
+    """Without Metal MLX records launches while it exports a function; ours are held to their signatures."""
+    turns = TURNS["halves, head norms"][0]
+    norm, eps, positions = mx.zeros(128), mx.array(1e-5), mx.zeros(8, mx.int32)
+    shapes: list[list[tuple[int, ...]]] = []
+
+    def launched(x: mx.array) -> mx.array:
+        k = mx.zeros((5, 128), mx.float16)
+        call = rope_call(turns, 5, "float16", "float16", PAGES["q4"])
+        made = [call.launch(x, k, k, mx.zeros((64, 128)), positions, norm, norm, eps)]
+        wide, weight = mx.zeros((5, 256)), mx.zeros(256)
+        made += [norm_call(5, 256, "float16", "float16").launch(x, weight, eps)]
+        made += [add_norm_call(5, 256, "float16", "float16").launch(wide, x, weight, eps)]
+        made += [gate_call(5, 256, "float16", "float16").launch(x, x)]
+        shapes.extend([out.shape for out in each] for each in made)
+        return mx.concatenate([each[-1].reshape(-1).astype(mx.float32) for each in made])
+
+    mx.export_function(str(tmp_path / "exported.mlxfn"), launched, mx.zeros((5, 256), mx.float16))
+    assert shapes == [[(5, 2, 128), (5, 2, 1, 72)], [(5, 256)], [(5, 256), (5, 256)], [(5, 256)]]
