@@ -37,19 +37,40 @@ inline void numbers(const device T* row, int at, thread float* out) {
   }
 }
 
+// One exchange of dealt(): lanes DISTANCE apart halve the sums among them. A template, for an array that is indexed by anything
+// but constants leaves the registers.
+template <int DISTANCE>
+inline void deal(thread float* sums, bool upper) {
+#pragma clang loop unroll(full)
+  for (int i = 0; i < DISTANCE; ++i) {
+    const float kept = upper ? sums[i + DISTANCE] : sums[i];
+    const float given = upper ? sums[i] : sums[i + DISTANCE];
+    sums[i] = kept + simd_shuffle_xor(given, ushort(DISTANCE));
+  }
+}
+
 // Of 32 sums, each spread over the 32 lanes, lane i gets the i-th whole. At each distance a lane gives away the half that is not
 // its own, so 31 exchanges do what 160 would. Whatever its number, a sum is taken over pairs of lanes at distance 16, then 8, 4,
 // 2, 1: the same bits as summed().
 inline float dealt(thread float* sums, int lane) {
-  for (ushort distance = 16; distance > 0; distance /= 2) {
-    const bool upper = lane & distance;
-    for (ushort i = 0; i < distance; ++i) {
-      const float kept = upper ? sums[i + distance] : sums[i];
-      const float given = upper ? sums[i] : sums[i + distance];
-      sums[i] = kept + simd_shuffle_xor(given, distance);
-    }
-  }
+  deal<16>(sums, lane & 16);
+  deal<8>(sums, lane & 8);
+  deal<4>(sums, lane & 4);
+  deal<2>(sums, lane & 2);
+  deal<1>(sums, lane & 1);
   return sums[0];
+}
+
+// The sum of COUNT numbers, a power of two: pairs COUNT / 2 apart, then half of that, down to neighbours.
+template <int COUNT>
+inline float folded(thread float* x) {
+  if constexpr (COUNT == 1) {
+    return x[0];
+  } else {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < COUNT / 2; ++i) x[i] = x[i] + x[i + COUNT / 2];
+    return folded<COUNT / 2>(x);
+  }
 }
 
 // Copies a page's 32 tokens, `stride` apart, to rows of WIDTH in threadgroup memory: numbers, or codes and apart from them their

@@ -29,6 +29,7 @@
   // Row r sees tokens [from[r], to[r]) of the page; any of them [begin, end). Rows ascend.
   int from[ROWS], to[ROWS], end = 0;
   const int base = (partition * PAGES + own) * PAGE;
+#pragma clang loop unroll(full)
   for (int r = 0; r < ROWS; ++r) {
     const int after = r < rows ? positions[first + r] + 1 : 0;
     to[r] = clamp(after - base, 0, PAGE);
@@ -41,6 +42,7 @@
   const device KV* values = keys + VALUE_STRIDE;
 
   float query[QUERIES][EACH];
+#pragma clang loop unroll(full)
   for (int i = 0; i < QUERIES; ++i) {
     const int r = i / SHARE, h = i % SHARE;
     for (int e = 0; e < EACH; ++e) query[i][e] = 0;
@@ -53,6 +55,7 @@
   // In step s, lane l holds the score of query l % QUERIES and token s * TOKENS + l / QUERIES.
   const int mine = lane % QUERIES, next = lane / QUERIES;
   int mine_from = 0, mine_to = 0;
+#pragma clang loop unroll(full)
   for (int r = 0; r < ROWS; ++r) {
     if (r == mine / SHARE) {
       mine_from = from[r];
@@ -97,15 +100,13 @@
     weight[s] = token >= mine_from && token < mine_to ? puna::exponential(score[s] - highest) : 0.0f;
     shared[(own * PAGE + token) * QUERIES + mine] = weight[s];
   }
-#pragma clang loop unroll(full)
-  for (int half_ = QUERIES / 2; half_ > 0; half_ /= 2) {
-    for (int s = 0; s < half_; ++s) weight[s] = weight[s] + weight[s + half_];
-  }
-  for (ushort distance = 16; distance >= QUERIES; distance /= 2) weight[0] = weight[0] + simd_shuffle_xor(weight[0], distance);
-  if (lane < QUERIES) totals[own * QUERIES + lane] = weight[0];
+  float whole = puna::folded<QUERIES>(weight);
+  for (ushort distance = 16; distance >= QUERIES; distance /= 2) whole = whole + simd_shuffle_xor(whole, distance);
+  if (lane < QUERIES) totals[own * QUERIES + lane] = whole;
   simdgroup_barrier(mem_flags::mem_threadgroup);
 
   float sum[QUERIES][EACH];
+#pragma clang loop unroll(full)
   for (int i = 0; i < QUERIES; ++i) {
     for (int e = 0; e < EACH; ++e) sum[i][e] = 0;
   }

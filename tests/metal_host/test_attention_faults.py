@@ -13,9 +13,8 @@ from tests.metal_host.run import KernelError
 
 SMALL = Case(((300, 6), (0, 1)), group=1, kv_heads=1, queries="float32", pages="float32", window=200)
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
-IN_PAIRS = """half_ = QUERIES / 2; half_ > 0; half_ /= 2) {
-    for (int s = 0; s < half_; ++s) weight[s] = weight[s] + weight[s + half_];"""
-IN_A_CHAIN = "half_ = 1; half_ < QUERIES; ++half_) { weight[0] = weight[0] + weight[half_];"
+IN_PAIRS = "for (int i = 0; i < COUNT / 2; ++i) x[i] = x[i] + x[i + COUNT / 2];\n    return folded<COUNT / 2>(x);"
+IN_A_CHAIN = "for (int i = 1; i < COUNT; ++i) x[0] = x[0] + x[i];\n    return x[0];"
 
 # The class, the kernel, what is replaced in its body or header, and by what.
 FAULTS = {
