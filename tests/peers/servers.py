@@ -17,10 +17,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import IO, Any
 
-from engine.bench import Probe
+from tests.peers.disturbance import Disturbance
 
 CHECKOUT = Path(__file__).parents[2]
 PUNA = [sys.executable, "-c", "from server.cli import main; main()"]
@@ -67,7 +66,8 @@ def llama_server(
 @contextlib.contextmanager
 def _serving(name: str, command: Sequence[str]) -> Iterator[Server]:
     port = _free_port()
-    print(f"{name}: {_shown(command)}\n  memory reads at {_memory():.0f} GB/s before it starts", flush=True)
+    print(f"{name}: {_shown(command)}", flush=True)
+    disturbance = Disturbance()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [*command, "--port", str(port)], stdout=log, stderr=log, cwd=CHECKOUT, preexec_fn=_leave_with_parent
@@ -76,15 +76,10 @@ def _serving(name: str, command: Sequence[str]) -> Iterator[Server]:
             server = Server(name, port, process)
             _until_healthy(server, log)
             yield server
+            if process.poll() is None:
+                print(f"  {disturbance.told(process.pid)}", flush=True)
         finally:
             _stop(process)
-    print(f"  and at {_memory():.0f} GB/s after it left", flush=True)
-
-
-def _memory() -> float:
-    """GB/s. Decoding goes with it, and it drifts where others share the machine: compare runs where it is alike."""
-    probe = Probe("cpu", None)
-    return median(rate for _ in range(3) for rate in probe.read()) / 1e9
 
 
 def _shown(command: Sequence[str]) -> str:
