@@ -98,7 +98,8 @@ def relative(got: Floats, exact: Floats) -> float:
 
 
 def centred(logits: Floats) -> Floats:
-    return logits - logits.mean(-1, keepdims=True)
+    rest: Floats = logits - logits.mean(-1, keepdims=True)
+    return rest
 
 
 def table(path: Path, tokens: int, context: int, rounds: int) -> list[str]:
