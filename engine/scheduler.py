@@ -212,8 +212,8 @@ class Scheduler:
         for i, s in enumerate(members):
             share = budget * weights[s] / sum(weights[other] for other in members[i:])
             count = min(self._pace.tokens(s.computed, share), s.todo, most)
-            if len(weights) == 1 and count < s.todo:
-                count = max(1, (count + answering) // ROWS * ROWS - answering)
+            if len(weights) == 1 and count < s.todo and count + answering > 2 * ROWS:
+                count = (count + answering) // ROWS * ROWS - answering
             budget -= min(share, costs[s])
             most -= count
             if count > 0:

@@ -24,7 +24,7 @@ from tests.peers.servers import Server, arguments, llama_server, puna
 from tests.peers.streams import Stream, complete, follow
 
 BEFORE = 64  # prompt tokens of a stream
-SPARE = 2048  # tokens of context beyond the long prompt: what a stream may answer
+SPARE = 6144  # tokens of context beyond the long prompt: what a stream may answer
 AFTER = 16  # tokens of each stream after the long prompt's first
 GOAL = 5.0
 
