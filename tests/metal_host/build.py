@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, replace
 from functools import cache
@@ -30,7 +31,8 @@ LANGUAGE = [
 ]
 # Constants without a suffix are float in Metal; shifts and overflow are defined there.
 METAL = ["-fsingle-precision-constant", "-fwrapv", "-fno-strict-aliasing", "-ftrivial-auto-var-init=pattern"]
-QUIET = ["-w", "-Werror=return-type", "-Werror=narrowing"]
+# A thread's stack on the host has 128 KB.
+REFUSED = ["-Werror=return-type", "-Werror=narrowing", "-Werror=frame-larger-than=65536"]
 CHECKED = [
     "-fsanitize=thread",
     "--param=tsan-instrument-func-entry-exit=0",
@@ -48,7 +50,7 @@ class Options:
 
     def flags(self) -> list[str]:
         contract = ["-ffp-contract=fast", "-fexpensive-optimizations"] if self.contract else ["-ffp-contract=off"]
-        return [*LANGUAGE, *METAL, *FUSED, *contract, *(CHECKED if self.checked else [])]
+        return [*LANGUAGE, *METAL, *REFUSED, *FUSED, *contract, *(CHECKED if self.checked else [])]
 
 
 def run_compiler(*arguments: str | Path) -> None:
@@ -64,6 +66,12 @@ class CompileError(Exception):
 @cache
 def compiler_version() -> str:
     return subprocess.run([COMPILER, "-v"], capture_output=True, text=True, check=True).stderr
+
+
+@cache
+def supported() -> bool:
+    """Whether the compiler has what the host leans on: GNU's sanitizer calls and names of the linker."""
+    return sys.platform == "linux" and shutil.which("g++") is not None and "gcc version" in compiler_version()
 
 
 @cache
@@ -105,7 +113,7 @@ def runtime() -> Path:
 def precompiled(options: Options) -> Path:
     """A folder with the shim's header, read once for all kernels of the same options."""
     key = hashlib.sha256(" ".join([shim_hash(), *options.flags()]).encode()).hexdigest()[:16]
-    return made(f"{key}/metal_host.h.gch", *options.flags(), *QUIET, "-x", "c++-header", SHIM / "metal_host.h").parent
+    return made(f"{key}/metal_host.h.gch", *options.flags(), "-x", "c++-header", SHIM / "metal_host.h").parent
 
 
 def built(kernel: Kernel, template: Template, options: Options) -> Path:
@@ -118,11 +126,11 @@ def built(kernel: Kernel, template: Template, options: Options) -> Path:
         return target
     hold_spaces(kernel, template)
     include = ["-I", str(precompiled(options)), "-I", str(SHIM), "-include", "metal_host.h"]
-    CACHE.mkdir(parents=True, exist_ok=True)
+    CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         text, part = Path(folder) / f"{kernel.name}.cpp", Path(folder) / "kernel.o"
         text.write_text(source)
-        run_compiler(*options.flags(), *QUIET, *include, "-c", text, "-o", part)
+        run_compiler(*options.flags(), *include, "-c", text, "-o", part)
         run_compiler("-shared", part, runtime(), "-o", Path(folder) / "kernel.so")
         (Path(folder) / "kernel.so").rename(target)
     return target

@@ -19,7 +19,7 @@ LANGUAGE = [
     "x86_64-linux-gnu",
     "-fsyntax-only",
     "-w",
-    "-ferror-limit=5",
+    "-ferror-limit=0",
 ]
 WORD = "(?:const|volatile|device|constant|threadgroup|thread)"
 VECTOR = "(?:float|half|bfloat|u?(?:int|short|char|long)|bool)[234]"
@@ -66,4 +66,10 @@ def refusals(kernel: Kernel, template: Template, folder: Path) -> list[str]:
     text.write_text(f'#include "{HEADER}"\n{parsed(kernel, template)}')
     command = [sys.executable, "-m", "ziglang", "clang", *LANGUAGE, str(text)]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [line for line in said.stderr.splitlines() if "error:" in line]
+    errors = re.split(r"\n(?=[^\n]*: error: )", "\n" + said.stderr)[1:]
+    return [error.splitlines()[0] for error in errors if not copies_a_struct(error)]
+
+
+def copies_a_struct(error: str) -> bool:
+    """Metal copies a struct from and to any space; the parser knows only copies within a thread's own memory."""
+    return "(the implicit copy" in error and "address space" in error

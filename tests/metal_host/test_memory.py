@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from engine.metal.kernel import Input, Kernel, Output
+from tests.metal_host.build import CompileError
 from tests.metal_host.run import KernelError, run
 from tests.metal_host.small import computed, counting
 
@@ -25,6 +26,10 @@ BOUNDS = {
     "past a threadgroup array": (
         "  threadgroup float t[63];\n  threadgroup float* p = t;\n  p[l] = x[i];\n  y[i] = 0;",
         r"body:4: .*write of 4 bytes at byte 252 of threadgroup array t, which has 252",
+    ),
+    "a struct": (
+        "  struct B { half d; uchar q[16]; };\n  const B b = ((const device B*)x)[l / 4];\n  y[i] = b.d + b.q[3];",
+        r"body:3: .*read of .* bytes at byte 2\d\d of x, which has 256",
     ),
     "a component": ("  float4 v(x[i]);\n  y[i] = v[l % 5];", r"body:3: out of bounds: component 4"),
 }
@@ -93,6 +98,11 @@ def test_an_output_left_unwritten_is_an_error_unless_it_may_be() -> None:
     left = run(kernel, [counting(8)], {}, grid, grid, [(2, 4)], partial=True)[0]
     assert np.isnan(left[1, 1])
     assert np.isfinite(left).sum() == 7
+
+
+def test_more_memory_of_its_own_than_a_thread_has_here_is_refused() -> None:
+    with pytest.raises(CompileError, match="frame size"):
+        computed("  float a[40000];\n  for (uint k = 0; k < 40000; k++) a[k] = x[l];\n  y[i] = a[l];", counting(64))
 
 
 def test_an_error_leaves_the_host_fit_for_the_next_launch() -> None:

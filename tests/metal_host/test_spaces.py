@@ -37,6 +37,9 @@ def test_a_planted_mix_of_address_spaces_is_refused(body: str, header: str) -> N
 
 def test_pointers_that_name_their_space_are_taken() -> None:
     header = """
+struct Pair {
+  float first, second;
+};
 struct Row {
   const device float* at;
   float scale;
@@ -51,6 +54,10 @@ inline void add(thread float& sum, float x) { sum += x; }
       threadgroup_barrier(mem_flags::mem_threadgroup);
       const Row row = {x, 2.0f};
       const float4 v = *reinterpret_cast<const device float4*>(x + 4);
+      Pair pair = ((const device Pair*)x)[l / 2];
+      pair = ((const device Pair*)x)[l / 2];
+      if (l % 2 == 0) ((device Pair*)y)[l / 2] = pair;
+      threadgroup_barrier(mem_flags::mem_device);
       const half2 h(1, 2);
       simdgroup_float8x8 m(1.0f);
       float sum = v.y + float(h.x * 1.5h);

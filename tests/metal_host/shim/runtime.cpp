@@ -358,6 +358,17 @@ bool run_simdgroup(unsigned first, unsigned count) {
     }
 }
 
+// The lowest word of each stack is as it was mapped: nothing grew that far, nor into the stack below.
+bool stacks_whole(unsigned count) {
+    for (unsigned i = 0; i < count; i++)
+        if (*reinterpret_cast<const std::uint64_t *>(stacks + i * stack_size)) {
+            fault = nullptr;
+            complain("the stack of thread %u overflowed: a kernel may keep %zu KB in arrays of its own", i, stack_size >> 10);
+            return false;
+        }
+    return true;
+}
+
 bool run_group() {
     const unsigned count = group->count;
     for (unsigned i = 0; i < count; i++)
@@ -376,7 +387,7 @@ bool run_group() {
                 return false;
             }
         if (fibers[0].state == State::ended)
-            return true;
+            return stacks_whole(count);
         if (fibers[0].device)
             clocks[0].now++;
         if (fibers[0].threadgroup)
