@@ -124,9 +124,9 @@ def built(kernel: Kernel, template: Template, options: Options) -> Path:
     target = CACHE / f"{kernel.name}_{key}.so"
     if target.exists():
         return target
+    CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
     hold_spaces(kernel, template)
     include = ["-I", str(precompiled(options)), "-I", str(SHIM), "-include", "metal_host.h"]
-    CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as folder:
         text, part = Path(folder) / f"{kernel.name}.cpp", Path(folder) / "kernel.o"
         text.write_text(source)

@@ -147,7 +147,7 @@ WRONG = {
 @pytest.mark.parametrize("body", WRONG.values(), ids=WRONG)
 def test_what_metal_refuses_to_compile_is_refused(body: str) -> None:
     header = (
-        "template <class T, class U> T ceildiv(T n, U m) { return n / m; }" if body == WRONG["a name of MLX"] else ""
+        "template <class T, class U> T ceildiv(T n, U m) { return n / m; }\n" if body == WRONG["a name of MLX"] else ""
     )
     with pytest.raises(CompileError):
         computed(body, counting(64), header=header)
