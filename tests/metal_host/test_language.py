@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.metal.kernel import Input, Kernel, Output, Template
+from engine.metal.kernel import ATTRIBUTES, Input, Kernel, Output, Template
 from tests.metal_host.build import CompileError
 from tests.metal_host.run import run
 from tests.metal_host.small import computed, counting
@@ -133,6 +133,47 @@ def test_a_grid_of_three_dimensions_is_walked_whole() -> None:
     made = run(kernel, [counting(8)], {}, (5, 3, 2), (2, 2, 2), [(2, 3, 5)])
     z, y, x = np.indices((2, 3, 5))
     np.testing.assert_array_equal(made[0], x + 10 * y + 100 * z + 1000 * (x // 2 + y // 2))
+
+
+def test_every_attribute_says_where_a_thread_stands() -> None:
+    """MSL specification, 5.2.3.6, for a grid that the threadgroups do not fill: 7 x 3 x 2 in groups of 4 x 2 x 2."""
+    names = list(ATTRIBUTES)
+    wide = [f"y[at * {len(names)} + {k}] = {weighed(name)};" for k, name in enumerate(names)]
+    body = "const uint3 p = thread_position_in_grid; const uint at = (p.z * 3 + p.y) * 7 + p.x;\n" + "\n".join(wide)
+    kernel = Kernel("places", (Input("x", "float32"),), (Output("y", "float32"),), body + "\n(void)x;")
+    made = run(kernel, [counting(8)], {}, (7, 3, 2), (4, 2, 2), [(2, 3, 7, len(names))])[0]
+    z, y, x = np.indices((2, 3, 7))
+    wide_x, wide_y = np.where(x < 4, 4, 3), np.where(y < 2, 2, 1)
+    count = wide_x * wide_y * 2
+    index = (z * wide_y + y % 2) * wide_x + x % 4
+    said = {
+        "dispatch_quadgroups_per_threadgroup": 4,
+        "dispatch_simdgroups_per_threadgroup": 1,
+        "dispatch_threads_per_threadgroup": 4 + 20 + 200,
+        "grid_origin": 0,
+        "grid_size": 7 + 30 + 200,
+        "quadgroup_index_in_threadgroup": index // 4,
+        "quadgroups_per_threadgroup": -(-count // 4),
+        "simdgroup_index_in_threadgroup": 0,
+        "simdgroups_per_threadgroup": 1,
+        "thread_execution_width": 32,
+        "thread_index_in_quadgroup": index % 4,
+        "thread_index_in_simdgroup": index,
+        "thread_index_in_threadgroup": index,
+        "thread_position_in_grid": x + 10 * y + 100 * z,
+        "thread_position_in_threadgroup": x % 4 + 10 * (y % 2) + 100 * z,
+        "threadgroup_position_in_grid": x // 4 + 10 * (y // 2),
+        "threadgroups_per_grid": 2 + 20 + 100,
+        "threads_per_grid": 7 + 30 + 200,
+        "threads_per_simdgroup": 32,
+        "threads_per_threadgroup": wide_x + 10 * wide_y + 200,
+    }
+    for k, name in enumerate(names):
+        np.testing.assert_array_equal(made[..., k], np.broadcast_to(said[name], (2, 3, 7)), name)
+
+
+def weighed(attribute: str) -> str:
+    return f"dot(float3({attribute}), float3(1, 10, 100))" if ATTRIBUTES[attribute] == "uint3" else attribute
 
 
 WRONG = {
