@@ -102,6 +102,7 @@ class Kernel:
 
     def __post_init__(self) -> None:
         assert self.outputs, f"{self.name}: a kernel needs an output"
+        assert self.header.endswith("\n") or not self.header, f"{self.name}: MLX goes on in the header's last line"
 
     def dtype(self, name: str, template: Template) -> str:
         """The dtype of an input or output, a template parameter looked up."""

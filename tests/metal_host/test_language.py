@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.metal.kernel import Input, Kernel, Output, Template
+from engine.metal.kernel import ATTRIBUTES, Input, Kernel, Output, Template
 from tests.metal_host.build import CompileError
 from tests.metal_host.run import run
 from tests.metal_host.small import computed, counting
@@ -26,6 +26,7 @@ VALUES: dict[str, list[float]] = {
         0,
     ],
     "r = float4(float(as_type<half2>(0x40003c00u).y), float(as_type<bfloat>(ushort(0x3f80))), 0, 0);": [2, 1, 0, 0],
+    "ushort4 v(0, 0x3f80, 3, 4); r = float4(as_type<float>(v.xy), float(half2(v.zw).y), v.zw[0], 0);": [1, 4, 3, 0],
     "r = float4(char4(-1, 2, -3, 4));": [-1, 2, -3, 4],
     "r = float4(dot(float4(1, 2, 3, 4), float4(1)), length(float2(3, 4)), 0, 0);": [10, 5, 0, 0],
     "r = clamp(float4(-1, 0.5, 2, 9), 0.0f, 1.0f);": [0, 0.5, 1, 1],
@@ -134,6 +135,47 @@ def test_a_grid_of_three_dimensions_is_walked_whole() -> None:
     np.testing.assert_array_equal(made[0], x + 10 * y + 100 * z + 1000 * (x // 2 + y // 2))
 
 
+def test_every_attribute_says_where_a_thread_stands() -> None:
+    """MSL specification, 5.2.3.6, for a grid that the threadgroups do not fill: 7 x 3 x 2 in groups of 4 x 2 x 2."""
+    names = list(ATTRIBUTES)
+    wide = [f"y[at * {len(names)} + {k}] = {weighed(name)};" for k, name in enumerate(names)]
+    body = "const uint3 p = thread_position_in_grid; const uint at = (p.z * 3 + p.y) * 7 + p.x;\n" + "\n".join(wide)
+    kernel = Kernel("places", (Input("x", "float32"),), (Output("y", "float32"),), body + "\n(void)x;")
+    made = run(kernel, [counting(8)], {}, (7, 3, 2), (4, 2, 2), [(2, 3, 7, len(names))])[0]
+    z, y, x = np.indices((2, 3, 7))
+    wide_x, wide_y = np.where(x < 4, 4, 3), np.where(y < 2, 2, 1)
+    count = wide_x * wide_y * 2
+    index = (z * wide_y + y % 2) * wide_x + x % 4
+    said = {
+        "dispatch_quadgroups_per_threadgroup": 4,
+        "dispatch_simdgroups_per_threadgroup": 1,
+        "dispatch_threads_per_threadgroup": 4 + 20 + 200,
+        "grid_origin": 0,
+        "grid_size": 7 + 30 + 200,
+        "quadgroup_index_in_threadgroup": index // 4,
+        "quadgroups_per_threadgroup": -(-count // 4),
+        "simdgroup_index_in_threadgroup": 0,
+        "simdgroups_per_threadgroup": 1,
+        "thread_execution_width": 32,
+        "thread_index_in_quadgroup": index % 4,
+        "thread_index_in_simdgroup": index,
+        "thread_index_in_threadgroup": index,
+        "thread_position_in_grid": x + 10 * y + 100 * z,
+        "thread_position_in_threadgroup": x % 4 + 10 * (y % 2) + 100 * z,
+        "threadgroup_position_in_grid": x // 4 + 10 * (y // 2),
+        "threadgroups_per_grid": 2 + 20 + 100,
+        "threads_per_grid": 7 + 30 + 200,
+        "threads_per_simdgroup": 32,
+        "threads_per_threadgroup": wide_x + 10 * wide_y + 200,
+    }
+    for k, name in enumerate(names):
+        np.testing.assert_array_equal(made[..., k], np.broadcast_to(said[name], (2, 3, 7)), name)
+
+
+def weighed(attribute: str) -> str:
+    return f"dot(float3({attribute}), float3(1, 10, 100))" if ATTRIBUTES[attribute] == "uint3" else attribute
+
+
 WRONG = {
     "vectors of two types": "  y[i] = (float4(1) + half4(1)).x;",
     "as_type of another size": "  y[i] = as_type<float>(ushort(1));",
@@ -146,7 +188,7 @@ WRONG = {
 @pytest.mark.parametrize("body", WRONG.values(), ids=WRONG)
 def test_what_metal_refuses_to_compile_is_refused(body: str) -> None:
     header = (
-        "template <class T, class U> T ceildiv(T n, U m) { return n / m; }" if body == WRONG["a name of MLX"] else ""
+        "template <class T, class U> T ceildiv(T n, U m) { return n / m; }\n" if body == WRONG["a name of MLX"] else ""
     )
     with pytest.raises(CompileError):
         computed(body, counting(64), header=header)

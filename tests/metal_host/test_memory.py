@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from engine.metal.kernel import Input, Kernel, Output
+from tests.metal_host.build import CompileError
 from tests.metal_host.run import KernelError, run
 from tests.metal_host.small import computed, counting
 
@@ -26,6 +27,10 @@ BOUNDS = {
         "  threadgroup float t[63];\n  threadgroup float* p = t;\n  p[l] = x[i];\n  y[i] = 0;",
         r"body:4: .*write of 4 bytes at byte 252 of threadgroup array t, which has 252",
     ),
+    "a struct": (
+        "  struct B { half d; uchar q[16]; };\n  const B b = ((const device B*)x)[l / 4];\n  y[i] = b.d + b.q[3];",
+        r"body:3: .*read of .* bytes at byte 2\d\d of x, which has 256",
+    ),
     "a component": ("  float4 v(x[i]);\n  y[i] = v[l % 5];", r"body:3: out of bounds: component 4"),
 }
 
@@ -45,7 +50,7 @@ def test_a_wrong_index_in_a_header_names_the_line_of_the_header() -> None:
 def test_a_vector_must_lie_on_its_own_size() -> None:
     """MSL specification, 2.2 (table 2.3): float4 is aligned to 16 bytes, packed_float4 to 4."""
     body = "  const {}float4 v = *(const device {}float4*)(x + l % 4 * 2);\n  y[i] = v[0] + v[3];"
-    with pytest.raises(KernelError, match=r"body:2: misaligned"):
+    with pytest.raises(KernelError, match=r"body:2: misaligned: byte 8 of x"):
         computed(body.format("", ""), counting(64))
     got = computed(body.format("packed_", "packed_"), counting(64))
     np.testing.assert_array_equal(got, np.tile([3, 7, 11, 15], 16))
@@ -58,7 +63,7 @@ def test_a_word_must_lie_on_its_own_size() -> None:
         (Output("y", "uint32"),),
         "y[thread_position_in_grid.x] = *(const device uint*)(x + thread_position_in_grid.x * 2);",
     )
-    with pytest.raises(KernelError, match=r"words body:1: misaligned"):
+    with pytest.raises(KernelError, match=r"words body:1: misaligned: byte 2 of x"):
         run(kernel, [np.zeros(64, np.uint8)], {}, (8, 1, 1), (8, 1, 1), [(8,)])
 
 
@@ -93,6 +98,11 @@ def test_an_output_left_unwritten_is_an_error_unless_it_may_be() -> None:
     left = run(kernel, [counting(8)], {}, grid, grid, [(2, 4)], partial=True)[0]
     assert np.isnan(left[1, 1])
     assert np.isfinite(left).sum() == 7
+
+
+def test_more_memory_of_its_own_than_a_thread_has_here_is_refused() -> None:
+    with pytest.raises(CompileError, match="frame size"):
+        computed("  float a[40000];\n  for (uint k = 0; k < 40000; k++) a[k] = x[l];\n  y[i] = a[l];", counting(64))
 
 
 def test_an_error_leaves_the_host_fit_for_the_next_launch() -> None:

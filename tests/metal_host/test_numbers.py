@@ -89,6 +89,13 @@ def test_fma_of_halves_rounds_once() -> None:
     np.testing.assert_array_equal(got, wanted)
 
 
+def test_fma_of_halves_sees_what_a_float_would_have_lost() -> None:
+    """48 * 683 and 112 * 293 lie midway between two halves; 2^-24 decides, and a float has no digit for it."""
+    a, b = np.array([[48, 112] * 4, [683, 293] * 4], np.float16)
+    got = of_two("y[i] = fma(a[i], b[i], half(i % 2 ? -0x1p-24f : 0x1p-24f));", a, b, "float16")
+    np.testing.assert_array_equal(got, [32800] * 8)
+
+
 def rounded_to_half(n: int) -> float:
     """n * 2^-48 to the nearest half, ties to even."""
     sign, n = (-1, -n) if n < 0 else (1, n)

@@ -109,6 +109,20 @@ def test_a_launch_with_another_dtype_or_space_is_refused() -> None:
         PLAIN.launch([mx.zeros((4,))], {}, (64, 1, 1), (32, 1, 1), [(64,)])
 
 
+def test_a_launch_is_taken_by_mlx_as_it_is_made(tmp_path: Path) -> None:
+    """While a function is exported MLX takes a launch with all its arguments, and says what it would give."""
+    template: Template = {"T": "bfloat16", "N": 8, "LAST": True}
+    sizes, scale = mx.zeros((3,), mx.int32), mx.array(1.0)
+
+    def launched(x: mx.array) -> list[mx.array]:
+        grid, group = (64, 1, 1), (32, 1, 1)
+        return SHAPED.launch([x, sizes, scale], template, grid, group, [(2, 5), (7,)], init_value=1.5)
+
+    exported = tmp_path / "launch.mlxfn"
+    mx.export_function(str(exported), launched, mx.zeros((4, 16), mx.bfloat16))
+    assert exported.stat().st_size > 0
+
+
 @pytest.mark.skipif(mx.metal.is_available(), reason="here Metal would run it")
 def test_without_metal_a_launch_raises_and_importing_does_not() -> None:
     with pytest.raises(RuntimeError, match="No Metal"):

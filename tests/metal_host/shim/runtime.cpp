@@ -252,7 +252,7 @@ const auto module_low = reinterpret_cast<std::uintptr_t>(&__ehdr_start), module_
     stop();
 }
 
-inline void access(const volatile void *p, std::size_t bytes, bool write, bool aligned, const void *from) {
+inline void access(const volatile void *p, std::size_t bytes, bool write, const void *from) {
     const auto address = reinterpret_cast<std::uintptr_t>(p);
     const auto stack = reinterpret_cast<std::uintptr_t>(stacks) + (running - fibers) * stack_size;
     if (address - stack < stack_size || address - module_low < module_high - module_low)
@@ -265,11 +265,6 @@ inline void access(const volatile void *p, std::size_t bytes, bool write, bool a
     const std::size_t offset = address - reinterpret_cast<std::uintptr_t>(r.at);
     if (offset >= r.bytes || bytes > r.bytes - offset)
         astray(address, bytes, write);
-    if (aligned && address % bytes) {
-        complain("misaligned: %s of %zu bytes at byte %zu of %s; thread (%u,%u,%u) of the grid", write ? "write" : "read",
-                 bytes, offset, r.name, self->in_grid.x, self->in_grid.y, self->in_grid.z);
-        stop();
-    }
     if (r.written)
         record(r, offset, bytes, write);
     else if (write) {
@@ -358,6 +353,17 @@ bool run_simdgroup(unsigned first, unsigned count) {
     }
 }
 
+// The lowest word of each stack is as it was mapped: nothing grew that far, nor into the stack below.
+bool stacks_whole(unsigned count) {
+    for (unsigned i = 0; i < count; i++)
+        if (*reinterpret_cast<const std::uint64_t *>(stacks + i * stack_size)) {
+            fault = nullptr;
+            complain("the stack of thread %u overflowed: a kernel may keep %zu KB in arrays of its own", i, stack_size >> 10);
+            return false;
+        }
+    return true;
+}
+
 bool run_group() {
     const unsigned count = group->count;
     for (unsigned i = 0; i < count; i++)
@@ -376,7 +382,7 @@ bool run_group() {
                 return false;
             }
         if (fibers[0].state == State::ended)
-            return true;
+            return stacks_whole(count);
         if (fibers[0].device)
             clocks[0].now++;
         if (fibers[0].threadgroup)
@@ -489,6 +495,14 @@ void no_component(unsigned i, unsigned count) {
     stop();
 }
 
+[[noreturn]] void misaligned(Site site, std::uintptr_t address) {
+    const std::size_t slot = (address - base) >> slot_shift;
+    if (slot < slots && regions[slot].used)
+        fail(site, "misaligned: byte %lld of %s is no place for this type",
+             (long long)(address - std::uintptr_t(regions[slot].at)), regions[slot].name);
+    fail(site, "misaligned: address %#zx is no place for this type", std::size_t(address));
+}
+
 const unsigned char *meet(const char *what, Site site, const void *mine, std::size_t bytes, std::uint64_t same) {
     Fiber &f = *running;
     const unsigned first = f.place.index / lanes * lanes;
@@ -560,13 +574,15 @@ void touch_atomic(const volatile void *p, std::size_t bytes, Site) {
 // ---- what the compiler calls before each access (the thread sanitizer's interface)
 
 using metal_host::access;
+#define ENTRY(name, size, write)                                                                                       \
+    void __tsan_##name##size(void *p) { access(p, size, write, __builtin_return_address(0)); }
 #define ACCESS(size)                                                                                                   \
-    void __tsan_read##size(void *p) { access(p, size, false, true, __builtin_return_address(0)); }                     \
-    void __tsan_write##size(void *p) { access(p, size, true, true, __builtin_return_address(0)); }                     \
-    void __tsan_unaligned_read##size(void *p) { access(p, size, false, false, __builtin_return_address(0)); }          \
-    void __tsan_unaligned_write##size(void *p) { access(p, size, true, false, __builtin_return_address(0)); }          \
-    void __tsan_volatile_read##size(void *p) { access(p, size, false, true, __builtin_return_address(0)); }            \
-    void __tsan_volatile_write##size(void *p) { access(p, size, true, true, __builtin_return_address(0)); }
+    ENTRY(read, size, false)                                                                                           \
+    ENTRY(write, size, true)                                                                                           \
+    ENTRY(unaligned_read, size, false)                                                                                 \
+    ENTRY(unaligned_write, size, true)                                                                                 \
+    ENTRY(volatile_read, size, false)                                                                                  \
+    ENTRY(volatile_write, size, true)
 
 extern "C" {
 ACCESS(1)
@@ -574,8 +590,8 @@ ACCESS(2)
 ACCESS(4)
 ACCESS(8)
 ACCESS(16)
-void __tsan_read_range(void *p, unsigned long n) { access(p, n, false, false, __builtin_return_address(0)); }
-void __tsan_write_range(void *p, unsigned long n) { access(p, n, true, false, __builtin_return_address(0)); }
+void __tsan_read_range(void *p, unsigned long n) { access(p, n, false, __builtin_return_address(0)); }
+void __tsan_write_range(void *p, unsigned long n) { access(p, n, true, __builtin_return_address(0)); }
 void __tsan_vptr_update(void *, void *) {}
 void __tsan_vptr_read(void *) {}
 void __tsan_func_entry(void *) {}
@@ -597,7 +613,9 @@ struct Where {
         metal_host::fail({w->file, int(w->line)}, text, a, b);                                                         \
     }
 UNDEFINED(out_of_bounds, "out of bounds: index %ld of an array")
-UNDEFINED(type_mismatch_v1, "misaligned: an access to address %#lx that its type does not allow")
+void __ubsan_handle_type_mismatch_v1(Where *w, unsigned long address) {
+    metal_host::misaligned({w->file, int(w->line)}, address);
+}
 UNDEFINED2(shift_out_of_bounds, "shift of %ld by %ld bits")
 UNDEFINED2(divrem_overflow, "division of %ld by %ld")
 
