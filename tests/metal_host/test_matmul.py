@@ -6,15 +6,18 @@ of the time.
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine.metal.matmul import Few, Many, Plan, Reading, few, many, reading, reference
+from engine.metal.kernel import Kernel
+from engine.metal.matmul import Few, Many, Plan, Reading, few, launch, many, reading, reference
 from quant.formats import AFFINE, FORMATS
 from tests.engine.weight_cases import F32, Kind, Weights, weights
-from tests.metal_host.run import Order, run
+from tests.metal_host.run import KernelError, Order, run
 
 Array = npt.NDArray[np.generic]
 
@@ -207,6 +210,64 @@ def test_tiles_in_float32_are_bound_far_closer() -> None:
     x, decoded = np.ones((2, 512), np.float32), weights(Q4_K, 9, 512).decoded
     best, half, *_ = (way.bound(x, decoded) for way in many(reading_of(Q4_K)))
     assert (best < half / 4).all()
+
+
+PLANTED = {
+    "a nibble taken for the other": ("fields<4 * HIGH, 4, 0>(raw.qs[W])", "fields<4 - 4 * HIGH, 4, 0>(raw.qs[W])"),
+    "a lane that skips a piece": ("piece = lane;", "piece = lane + 1;"),
+    "a sum for the wrong row": ("upper ? v[i] : v[i + N / 2]", "upper ? v[i + N / 2] : v[i]"),
+}
+BARRIER = "    threadgroup_barrier(mem_flags::mem_threadgroup);"
+RACES = {
+    "tiles overwritten": f"{BARRIER}  // the tiles before are read\n",
+    "tiles half written": f"{BARRIER}  // these are written\n",
+}
+
+
+def with_fault(kernel: Kernel, right: str, wrong: str) -> Kernel:
+    assert kernel.header.count(right) == 1
+    return replace(kernel, header=kernel.header.replace(right, wrong))
+
+
+def made_by(kernel: Kernel, plan: Plan, x: F32, w: Weights) -> F32:
+    made: F32 = run(kernel, [x, *arrays(w)], plan.template, plan.grid, plan.threadgroup, [plan.shape])[0]
+    return made
+
+
+@pytest.mark.parametrize(("right", "wrong"), PLANTED.values(), ids=PLANTED)
+def test_a_planted_fault_leaves_the_bound(right: str, wrong: str) -> None:
+    way, w = few_of(Q4_K), weights(Q4_K, 7, 512)
+    x = np.random.default_rng(11).standard_normal((9, 512), np.float32)
+    made = made_by(with_fault(way.kernel, right, wrong), way.plan(9, 7), x, w)
+    assert (np.abs(made - reference(x, w.decoded)) > way.bound(x, w.decoded)).any()
+
+
+def test_a_row_of_weights_beyond_the_last_is_out_of_bounds() -> None:
+    way, w = few_of(Q4_K), weights(Q4_K, 7, 512)
+    kernel = with_fault(way.kernel, "weights.row(min(n0 + r, N - 1))", "weights.row(n0 + r)")
+    with pytest.raises(KernelError, match="out of bounds"):
+        made_by(kernel, way.plan(9, 7), np.ones((9, 512), np.float32), w)
+
+
+@pytest.mark.parametrize("barrier", RACES.values(), ids=RACES)
+def test_a_barrier_left_out_is_a_race(barrier: str) -> None:
+    way, w = many_of(Q4_K), weights(Q4_K, 7, 512)
+    with pytest.raises(KernelError, match="no barrier between"):
+        made_by(with_fault(way.kernel, barrier, ""), way.plan(9, 7), np.ones((9, 512), np.float32), w)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_mlx_takes_the_launch(way: Callable[[Kind], Few | Many], tmp_path: Path) -> None:
+    """MLX without Metal runs no kernel, but it records one in a function that is exported, and checks its arguments."""
+    words, scales = mx.zeros((7, 64), mx.uint32), mx.zeros((7, 8), mx.float16)
+
+    def made(x: mx.array) -> mx.array:
+        y = launch(way(PLANES_4), x, [words, scales, scales])
+        assert y.shape == (9, 7)
+        assert y.dtype == mx.float32
+        return y
+
+    mx.export_function(str(tmp_path / "exported.mlxfn"), made, mx.zeros((9, 512)))
 
 
 def test_a_plan_covers_every_row_once() -> None:
