@@ -36,13 +36,23 @@ inline float half_at(const device uchar* p) {
   return float(*(const device half*)p);
 }
 
+// A scale and the bias behind it, at an address that 4 divides.
+inline float2 halves_at(const device uchar* p) {
+  return float2(*(const device half2*)p);
+}
+
 // Four and eight bytes of which only every second address is whole: blocks of 18, 22, 34, 110 and 210 bytes.
 inline uint word_at(const device ushort* p) {
-  return as_type<uint>(ushort2(p[0], p[1]));
+  return as_type<uint>(ushort2(*(const device packed_ushort2*)p));
 }
 
 inline uint2 words_at(const device ushort* p) {
-  return uint2(word_at(p), word_at(p + 2));
+  return as_type<uint2>(ushort4(*(const device packed_ushort4*)p));
+}
+
+// Eight bytes at an address that 4 divides.
+inline uint2 words_at(const device uint* p) {
+  return uint2(p[0], p[1]);
 }
 
 inline uint bytes_apart(const device uchar* p, uint apart) {

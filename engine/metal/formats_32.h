@@ -36,11 +36,12 @@ struct Block<3> {  // q4_1
   enum { PIECES = 2, GROUPS = 2, PAIRED = 0 };
   struct Raw {
     uint2 qs;
-    float scale, bias;
+    float2 d;  // scale and bias
   };
 
   static Raw load(const device uchar* block, uint piece) {
-    return Raw{words_at((const device ushort*)(block + At::qs + 8 * piece)), half_at(block + At::d), half_at(block + At::m)};
+    static_assert(int(At::m) == At::d + 2, "one load for both");
+    return Raw{words_at((const device uint*)(block + At::qs + 8 * piece)), halves_at(block + At::d)};
   }
   static uint first(uint piece, uint group) {
     return Halves::first(piece, group);
@@ -51,7 +52,7 @@ struct Block<3> {  // q4_1
   template <int G>
   static Eight eight(Raw raw) {
     enum { P = 4 * (G & 1) };
-    return scaled(raw.scale, fields<P, 4, 0>(raw.qs.x), fields<P, 4, 0>(raw.qs.y), raw.bias);
+    return scaled(raw.d.x, fields<P, 4, 0>(raw.qs.x), fields<P, 4, 0>(raw.qs.y), raw.d.y);
   }
 };
 
@@ -96,13 +97,13 @@ struct Block<7> {  // q5_1
   struct Raw {
     uint2 qs;
     uint high;
-    float scale, bias;
+    float2 d;  // scale and bias
   };
 
   static Raw load(const device uchar* block, uint piece) {
-    const uint high = word_at((const device ushort*)(block + At::qh)) >> (8 * piece);
-    const uint2 qs = words_at((const device ushort*)(block + At::qs + 8 * piece));
-    return Raw{qs, high, half_at(block + At::d), half_at(block + At::m)};
+    static_assert(int(At::m) == At::d + 2, "one load for both");
+    const uint high = *(const device uint*)(block + At::qh) >> (8 * piece);
+    return Raw{words_at((const device uint*)(block + At::qs + 8 * piece)), high, halves_at(block + At::d)};
   }
   static uint first(uint piece, uint group) {
     return Halves::first(piece, group);
@@ -115,7 +116,7 @@ struct Block<7> {  // q5_1
     enum { G = N & 1 };
     const uint high = raw.high >> (16 * G);
     const float4 a = four_of_five_bits<G, 0>(raw.qs.x, high), b = four_of_five_bits<G, 0>(raw.qs.y, high >> 4);
-    return scaled(raw.scale, a, b, raw.bias);
+    return scaled(raw.d.x, a, b, raw.d.y);
   }
 };
 

@@ -31,10 +31,11 @@ struct Block<10> {  // q2_k
 
   static Raw load(const device uchar* block, uint piece) {
     const uint half_block = piece >> 2, run = piece & 3;
-    const device uint* qs = (const device uint*)(block + At::qs + 32 * half_block + 8 * run);
+    const uint2 qs = words_at((const device uint*)(block + At::qs + 32 * half_block + 8 * run));
     const uint scales = bytes_apart(block + At::scales + 8 * half_block + (run >> 1), 2);
-    return Raw{uint2(qs[0], qs[1]), float4(half_at(block + At::d)) * fields<0, 4, 0>(scales),
-               float4(-half_at(block + At::dmin)) * fields<4, 4, 0>(scales)};
+    static_assert(int(At::dmin) == At::d + 2 && At::d % 4 == 0, "one load for both");
+    const float2 d = halves_at(block + At::d);
+    return Raw{qs, float4(d.x) * fields<0, 4, 0>(scales), float4(-d.y) * fields<4, 4, 0>(scales)};
   }
   static uint first(uint piece, uint group) {
     return Runs::first(piece, group);
@@ -97,13 +98,13 @@ inline float2 two_bytes(ushort bytes) {
 }
 
 // Scales and minima of the sub-blocks 2 pair and 2 pair + 1 of q4_k and q5_k: six bits each, in twelve bytes.
-inline SubScales sub_scales(const device uchar* scales, uint pair, float d, float dmin) {
+inline SubScales sub_scales(const device uchar* scales, uint pair, float2 d) {
   const device ushort* words = (const device ushort*)scales + (pair & 1);
   const ushort a = words[0], b = words[2], c = words[4];
   const bool early = pair < 2;
   const ushort scale = early ? a & 0x3F3F : (c & 0x0F0F) | ((a >> 2) & 0x3030);
   const ushort least = early ? b & 0x3F3F : ((c >> 4) & 0x0F0F) | ((b >> 2) & 0x3030);
-  return SubScales{float2(d) * two_bytes(scale), float2(-dmin) * two_bytes(least)};
+  return SubScales{float2(d.x) * two_bytes(scale), float2(-d.y) * two_bytes(least)};
 }
 
 template <>
@@ -117,7 +118,8 @@ struct Block<12> {  // q4_k
 
   static Raw load(const device uchar* block, uint piece) {
     const uint4 qs = *(const device uint4*)(block + At::qs + 16 * piece);
-    return Raw{qs, sub_scales(block + At::scales, piece >> 1, half_at(block + At::d), half_at(block + At::dmin))};
+    static_assert(int(At::dmin) == At::d + 2 && At::d % 4 == 0, "one load for both");
+    return Raw{qs, sub_scales(block + At::scales, piece >> 1, halves_at(block + At::d))};
   }
   static uint first(uint piece, uint group) {
     return Nibbles::first(piece, group);
@@ -146,8 +148,8 @@ struct Block<13> {  // q5_k
     const uint pair = piece >> 1;
     const uint4 qs = *(const device uint4*)(block + At::qs + 16 * piece);
     const uint4 high = *(const device uint4*)(block + At::qh + 16 * (piece & 1));
-    const SubScales sub = sub_scales(block + At::scales, pair, half_at(block + At::d), half_at(block + At::dmin));
-    return Raw{qs, high >> uint4(2 * pair), sub};
+    static_assert(int(At::dmin) == At::d + 2 && At::d % 4 == 0, "one load for both");
+    return Raw{qs, high >> uint4(2 * pair), sub_scales(block + At::scales, pair, halves_at(block + At::d))};
   }
   static uint first(uint piece, uint group) {
     return Nibbles::first(piece, group);

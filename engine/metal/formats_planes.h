@@ -69,6 +69,7 @@ struct Planes {
   }
   static Raw load(Row row, uint piece) {
     Raw raw;
+#pragma unroll
     for (int i = 0; i < BITS; i++) {
       raw.words[i] = row.words[piece * BITS + i];
     }

@@ -10,6 +10,7 @@ template <int N, int M>
 struct Folded {
   static float of(thread float* v, uint lane) {
     const bool upper = (lane & M) != 0;
+#pragma unroll
     for (int i = 0; i < N / 2; i++) {
       const float kept = upper ? v[i + N / 2] : v[i];
       const float given = upper ? v[i] : v[i + N / 2];
@@ -67,11 +68,11 @@ inline void few_sums(M weights, const device X* x, uint N, uint K, uint n0, uint
       for (int r = 0; r < ROWS; r++) {
         w[r] = M::eight(raw[r], g);
       }
-      const device X* column = x + M::first(piece, g);
+      const uint column = M::first(piece, g);
 #pragma unroll
       for (int t = 0; t < TILE; t++) {
         if (WHOLE || uint(t) < tall) {
-          const Eight v = eight_at(column + ulong(t) * K);
+          const Eight v = eight_at(x + (column + uint(t) * K));
 #pragma unroll
           for (int r = 0; r < ROWS; r++) {
             sums[r * TILE + t] = chained(w[r], v, sums[r * TILE + t]);

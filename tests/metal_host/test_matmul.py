@@ -6,15 +6,18 @@ of the time.
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine.metal.matmul import Few, Many, Plan, Reading, few, many, reading, reference
+from engine.metal.kernel import Kernel
+from engine.metal.matmul import Few, Many, Plan, Reading, few, launch, many, reading, reference
 from quant.formats import AFFINE, FORMATS
 from tests.engine.weight_cases import F32, Kind, Weights, weights
-from tests.metal_host.run import Order, run
+from tests.metal_host.run import KernelError, Order, run
 
 Array = npt.NDArray[np.generic]
 
@@ -51,9 +54,17 @@ def arrays(w: Weights) -> list[Array]:
 
 def product(way: Few | Many, x: F32, w: Weights, plan: Plan | None = None, order: Order = Order()) -> F32:  # noqa: B008
     plan = plan or way.plan(len(x), len(w.decoded))
-    given = [stored(x, way.dtype), *arrays(w)]
-    made = run(way.kernel, given, plan.template, plan.grid, plan.threadgroup, [plan.shape], order=order)
-    return read(made[0], way.dtype)
+    return read(made_by(way.kernel, plan, stored(x, way.dtype), w, order), way.dtype)
+
+
+def made_by(kernel: Kernel, plan: Plan, x: Array, w: Weights, order: Order) -> Array:
+    given = [x, *arrays(w)]
+    return run(kernel, given, plan.template, plan.grid, plan.threadgroup, [plan.shape], order=order)[0]
+
+
+def with_header(kernel: Kernel, right: str, wrong: str) -> Kernel:
+    assert kernel.header.count(right) == 1
+    return replace(kernel, header=kernel.header.replace(right, wrong))
 
 
 def stored(x: F32, dtype: str) -> Array:
@@ -71,9 +82,7 @@ def read(x: Array, dtype: str) -> F32:
 def in_tiles_of(rows: int, way: Few, count: int, weight_rows: int) -> Plan:
     """The plan for `count` rows of x that another number of rows would choose its tile by."""
     tile = way.plan(rows, weight_rows)
-    value = tile.template["TILE"]
-    assert isinstance(value, int)
-    grid = (-(-count // value) * tile.threadgroup[0], *tile.grid[1:])
+    grid = (-(-count // int(tile.template["TILE"])) * tile.threadgroup[0], *tile.grid[1:])
     return replace(tile, grid=grid, shape=(count, weight_rows))
 
 
@@ -169,8 +178,18 @@ def test_what_the_language_leaves_open_changes_no_bit(way: Callable[[Kind], Few 
     one, w = way(PLANES_4), weights(PLANES_4, 7, 512)
     x = np.random.default_rng(7).standard_normal((9, 512), np.float32)
     first = product(one, x, w)
-    for order in (Order(reverse=True), Order(contract=True), Order(flush=True)):
+    for order in (Order(reverse=True), Order(flush=True)):
         np.testing.assert_array_equal(product(one, x, w, order=order).view(np.uint32), first.view(np.uint32))
+
+
+@pytest.mark.parametrize("kind", [Q4_K, Q4_0, PLANES_4], ids=str)
+def test_a_compiler_that_fuses_what_it_can_changes_no_bit(kind: Kind) -> None:
+    """Every multiply-add is written as one: the pragma against fusing is for planes with scales in float32 alone."""
+    way, w = few_of(kind), weights(kind, 7, 512)
+    x = np.random.default_rng(7).standard_normal((9, 512), np.float32)
+    kernel = with_header(way.kernel, "#pragma METAL fp contract(off)", "")
+    fused = made_by(kernel, way.plan(9, 7), x, w, Order(contract=True))
+    np.testing.assert_array_equal(fused.view(np.uint32), product(way, x, w).view(np.uint32))
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -207,6 +226,54 @@ def test_tiles_in_float32_are_bound_far_closer() -> None:
     x, decoded = np.ones((2, 512), np.float32), weights(Q4_K, 9, 512).decoded
     best, half, *_ = (way.bound(x, decoded) for way in many(reading_of(Q4_K)))
     assert (best < half / 4).all()
+
+
+PLANTED = {
+    "a nibble taken for the other": ("fields<4 * HIGH, 4, 0>(raw.qs[W])", "fields<4 - 4 * HIGH, 4, 0>(raw.qs[W])"),
+    "a lane that skips a piece": ("piece = lane;", "piece = lane + 1;"),
+    "a sum for the wrong row": ("upper ? v[i] : v[i + N / 2]", "upper ? v[i + N / 2] : v[i]"),
+}
+BARRIER = "    threadgroup_barrier(mem_flags::mem_threadgroup);"
+RACES = {
+    "tiles overwritten": f"{BARRIER}  // the tiles before are read\n",
+    "tiles half written": f"{BARRIER}  // these are written\n",
+}
+
+
+@pytest.mark.parametrize(("right", "wrong"), PLANTED.values(), ids=PLANTED)
+def test_a_planted_fault_leaves_the_bound(right: str, wrong: str) -> None:
+    way, w = few_of(Q4_K), weights(Q4_K, 7, 512)
+    x = np.random.default_rng(11).standard_normal((9, 512), np.float32)
+    made = read(made_by(with_header(way.kernel, right, wrong), way.plan(9, 7), x, w, Order()), "float32")
+    assert (np.abs(made - reference(x, w.decoded)) > way.bound(x, w.decoded)).any()
+
+
+def test_a_row_of_weights_beyond_the_last_is_out_of_bounds() -> None:
+    way, w = few_of(Q4_K), weights(Q4_K, 7, 512)
+    kernel = with_header(way.kernel, "weights.row(min(n0 + r, N - 1))", "weights.row(n0 + r)")
+    with pytest.raises(KernelError, match="out of bounds"):
+        made_by(kernel, way.plan(9, 7), np.ones((9, 512), np.float32), w, Order())
+
+
+@pytest.mark.parametrize("barrier", RACES.values(), ids=RACES)
+def test_a_barrier_left_out_is_a_race(barrier: str) -> None:
+    way, w = many_of(Q4_K), weights(Q4_K, 7, 512)
+    with pytest.raises(KernelError, match="no barrier between"):
+        made_by(with_header(way.kernel, barrier, ""), way.plan(9, 7), np.ones((9, 512), np.float32), w, Order())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_mlx_takes_the_launch(way: Callable[[Kind], Few | Many], tmp_path: Path) -> None:
+    """MLX without Metal runs no kernel, but it records one in a function that is exported, and checks its arguments."""
+    words, scales = mx.zeros((7, 64), mx.uint32), mx.zeros((7, 8), mx.float16)
+
+    def made(x: mx.array) -> mx.array:
+        y = launch(way(PLANES_4), x, [words, scales, scales])
+        assert y.shape == (9, 7)
+        assert y.dtype == mx.float32
+        return y
+
+    mx.export_function(str(tmp_path / "exported.mlxfn"), made, mx.zeros((9, 512)))
 
 
 def test_a_plan_covers_every_row_once() -> None:
