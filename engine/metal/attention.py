@@ -88,7 +88,8 @@ class Shape:
     kv_heads: int
     head_dim: int
     window: int | None
-    queries: str  # dtype of q and of what comes out
+    queries: str  # dtype of q
+    out: str  # dtype of what comes out
     pages: Pages
     layout: Layout
 
@@ -121,6 +122,7 @@ def supports(shape: Shape) -> bool:
         and shape.heads % shape.kv_heads == 0
         and shape.group <= MOST_GROUPED
         and shape.queries in FLOATS
+        and shape.out in FLOATS
         and PAGE * shape.head_dim * shape.pages.bits // 8 < MOST_STAGED
     )
 
@@ -219,18 +221,18 @@ DECODE = Kernel(
 MERGE = Kernel(
     name="attention_merge",
     inputs=(Input("partials", "float32"), Input("parts", "int32")),  # as above, (R, 4)
-    outputs=(Output("out", "Q"),),  # (R, H, Dh)
+    outputs=(Output("out", "Y"),),  # (R, H, Dh)
     body=text("attention_merge.metal"),
     header=_HEADER,
-    template=("Q", "HEADS", "HEAD_DIM", "ROWS"),
+    template=("Y", "HEADS", "HEAD_DIM", "ROWS"),
 )
 PREFILL = Kernel(
     name="attention_prefill",
     inputs=_PAGED,
-    outputs=(Output("out", "Q"),),  # (R, H, Dh)
+    outputs=(Output("out", "Y"),),  # (R, H, Dh)
     body=text("attention_prefill.metal"),
     header=_HEADER,
-    template=(*_OF_SHAPE, "S"),
+    template=(*_OF_SHAPE, "S", "Y"),
 )
 
 
@@ -267,7 +269,7 @@ def merge_call(shape: Shape, work: DecodeWork) -> Call:
     """A thread for each number that comes out."""
     return Call(
         kernel=MERGE,
-        template={"Q": shape.queries, "HEADS": shape.heads, "HEAD_DIM": shape.head_dim, "ROWS": work.rows},
+        template={"Y": shape.out, "HEADS": shape.heads, "HEAD_DIM": shape.head_dim, "ROWS": work.rows},
         grid=(shape.head_dim, shape.heads, len(work.served)),
         threadgroup=(shape.head_dim, 1, 1),
         shapes=((len(work.served), shape.heads, shape.head_dim),),
@@ -276,9 +278,10 @@ def merge_call(shape: Shape, work: DecodeWork) -> Call:
 
 def prefill_call(shape: Shape, work: PrefillWork) -> Call:
     """Four simdgroups of eight rows for each head and tile. Codes are staged as float16, which holds them exactly."""
+    staged = shape.pages.dtype if shape.pages.bits > 8 else "float16"
     return Call(
         kernel=PREFILL,
-        template={**_of_shape(shape), "S": shape.pages.dtype if shape.pages.bits > 8 else "float16"},
+        template={**_of_shape(shape), "S": staged, "Y": shape.out},
         grid=(128, shape.heads, len(work.items)),
         threadgroup=(128, 1, 1),
         shapes=((len(work.served), shape.heads, shape.head_dim),),

@@ -14,4 +14,4 @@
     total = fma(partials[at + HEAD_DIM + 1], weight, total);
     sum = fma(partials[at + dim], weight, sum);
   }
-  out[(size_t(row) * HEADS + head) * HEAD_DIM + dim] = Q(sum / total);
+  out[(size_t(row) * HEADS + head) * HEAD_DIM + dim] = Y(sum / total);

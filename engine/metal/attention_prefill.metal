@@ -162,12 +162,12 @@
   }
 
   if (row < rows) {
-    device Q* result = out + (size_t(to + row) * HEADS + head) * HEAD_DIM + lane_column;
+    device Y* result = out + (size_t(to + row) * HEADS + head) * HEAD_DIM + lane_column;
 #pragma clang loop unroll(full)
     for (int d = 0; d < DIMS; ++d) {
       for (int e = 0; e < 2; ++e) {
         const float mean = sums[d].thread_elements()[e] / total;
-        result[d * 8 + e] = Q(mean == 0 ? 0.0f : mean);  // zero has one sign, whatever was added to it
+        result[d * 8 + e] = Y(mean == 0 ? 0.0f : mean);  // zero has one sign, whatever was added to it
       }
     }
   }

@@ -32,10 +32,19 @@ from tests.metal_host.run import Order
 CASES = {
     "ends of partitions": Case(((300, 1), (0, 1), (255, 1), (256, 1), (31, 1))),
     "80 wide, three share one, window over two partitions, bfloat16": Case(
-        ((250, 9), (0, 5), (513, 2)), group=3, kv_heads=1, head_dim=80, queries="bfloat16", pages="bfloat16", window=40
+        ((250, 9), (0, 5), (513, 2)),
+        group=3,
+        kv_heads=1,
+        head_dim=80,
+        queries="bfloat16",
+        out="bfloat16",
+        pages="bfloat16",
+        window=40,
     ),
-    "96 wide, float32": Case(((40, 33), (0, 3)), group=1, head_dim=96, queries="float32", pages="float32"),
-    "128 wide, 8 bits": Case(((255, 3), (64, 1)), group=4, kv_heads=1, head_dim=128, pages="q8"),
+    "96 wide, float32": Case(
+        ((40, 33), (0, 3)), group=1, head_dim=96, queries="float32", out="float32", pages="float32"
+    ),
+    "128 wide, 8 bits": Case(((255, 3), (64, 1)), group=4, kv_heads=1, head_dim=128, queries="float32", pages="q8"),
     "256 wide, eight share one": Case(((33, 2), (0, 34)), group=8, kv_heads=1, head_dim=256, window=30),
     "4 bits, seven share one, heads apart": Case(((62, 3), (5, 1)), group=7, head_dim=64, pages="q4", by_head=True),
 }
@@ -46,7 +55,7 @@ both = pytest.mark.parametrize("kind", ["decode", "prefill"])
 def require_exact(world: World, kind: Class, order: Order = Order()) -> None:  # noqa: B008
     for got, span in zip(world.attend(kind, world.spans(), order), world.spans(), strict=True):
         want = world.exact(kind, *span)
-        np.testing.assert_array_less(np.abs(widened(got, world.case.queries) - want.exact), want.bound)
+        np.testing.assert_array_less(np.abs(widened(got, world.case.out) - want.exact), want.bound)
 
 
 @both
@@ -96,7 +105,7 @@ def test_a_key_that_is_no_number_is_not_taken_for_an_answer(kind: Class, name: s
     clean.put(0, 30, kv)
     kv[0, 0, 0, 7] = np.nan
     spoiled.put(0, 30, kv)
-    want, got = (widened(w.attend(kind, w.spans())[0], case.queries) for w in (clean, spoiled))
+    want, got = (widened(w.attend(kind, w.spans())[0], case.out) for w in (clean, spoiled))
     assert np.isnan(got[10:, : case.group]).all()
     got[10:, : case.group] = want[10:, : case.group]
     np.testing.assert_array_equal(got, want)
@@ -133,7 +142,7 @@ def test_scores_far_apart_neither_overflow_nor_vanish(kind: Class) -> None:
 
 def test_partitions_are_merged_in_ascending_order() -> None:
     """In float32, 1e8 + 1 - 1e8 is 0 and 1e8 - 1e8 + 1 is 1."""
-    shape = Case((), group=1, kv_heads=1, queries="float32").shape
+    shape = Case((), group=1, kv_heads=1, out="float32").shape
     work = DecodeWork.of(shape, np.array([0, 1], np.int32), np.array([600], np.int32), [0])
     partials = np.zeros((3, 1, 1, 66), np.float32)
     partials[:, 0, 0, 0], partials[:, 0, 0, 1], partials[:, 0, 0, 65] = (1e8, 1, -1e8), (1e8, -1e8, 1), 1
@@ -142,7 +151,7 @@ def test_partitions_are_merged_in_ascending_order() -> None:
 
 
 def test_tokens_of_a_page_are_summed_in_ascending_order_and_then_pages_by_halves() -> None:
-    case = Case(((0, 1), (255, 1)), group=1, head_dim=96, queries="float32", pages="float32")
+    case = Case(((0, 1), (255, 1)), group=1, head_dim=96, queries="float32", out="float32", pages="float32")
     world = World(case)
     world.q[1][...] = 0  # all weights are 1
     kv = np.zeros((256, 2, 2, 96))
@@ -219,5 +228,6 @@ def test_what_is_not_supported_is_said() -> None:
     assert not supports(replace(shape, heads=18))
     assert not supports(replace(shape, heads=3))
     assert not supports(replace(shape, queries="int8"))
+    assert not supports(replace(shape, out="int8"))
     assert not supports(replace(shape, pages=PAGES["float32"], head_dim=256))
     assert all(supports(replace(shape, pages=pages)) for pages in PAGES.values())

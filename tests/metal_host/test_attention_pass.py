@@ -41,7 +41,7 @@ CONFIG = ModelConfig(
     qkv_bias=False,
     head_norms=True,
 )
-SHAPE = Shape(4, 2, 64, None, "float32", PAGES["float32"], Layout.by_token(2, 64))
+SHAPE = Shape(4, 2, 64, None, "float32", "float32", PAGES["float32"], Layout.by_token(2, 64))
 TURNS = Turns(4, 2, 64, ROPE.dims, ROPE.interleaved, head_norms=True)
 
 
