@@ -28,6 +28,21 @@ inline float summed(float x) {
   return x;
 }
 
+// Four neighbouring numbers, read and written at once.
+template <typename T>
+inline float4 four(const device T* from) {
+  const vec<T, 4> stored = *reinterpret_cast<const device vec<T, 4>*>(from);
+  float4 wide;
+  for (int i = 0; i < 4; ++i) wide[i] = float(stored[i]);
+  return wide;
+}
+template <typename T>
+inline void put_four(device T* to, float4 x) {
+  vec<T, 4> narrow;
+  for (int i = 0; i < 4; ++i) narrow[i] = T(x[i]);
+  *reinterpret_cast<device vec<T, 4>*>(to) = narrow;
+}
+
 // 1 / sqrt(mean square + eps) of a row whose squares are spread over the threads; `partial` has a float for each simdgroup.
 template <int THREADS>
 inline float inverse_root(float squares, threadgroup float* partial, int width, float eps, int thread_) {
