@@ -1,9 +1,9 @@
 """Paged attention on the Apple GPU: one class of kernels for steps of an answer, one for prompts.
 
 A row's result depends on its own tokens and on its class alone. Within a class it has the same bits alone, in any
-batch, in any chunk of its prompt and wherever its pages lie. Between the classes it agrees to rounding: the decode class
-sums a score over lanes and weighs in partitions of 256 tokens, the prefill class leaves sums of eight to the matrix units
-and weighs in tiles of 32. So whoever computes a token again must use the class that computed it first.
+batch, in any chunk of its prompt and wherever its pages lie. Between the classes it agrees to rounding: the decode
+class sums a score over lanes and weighs in partitions of 256 tokens, the prefill class leaves sums of eight to the
+matrix units and weighs in tiles of 32. So whoever computes a token again must use the class that computed it first.
 """
 
 from collections.abc import Sequence

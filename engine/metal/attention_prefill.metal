@@ -55,7 +55,8 @@
     if (BOTH) {
       const bool met =
           puna::stage<THREADS, HEAD_DIM, WIDTH, BITS, true>(values, TOKEN_STRIDE, staged_values, value_scales, written - base, thread_);
-      spoils[own] = simd_any(met);
+      const bool any = simd_any(met);
+      if (lane == 0) spoils[own] = any;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -128,7 +129,8 @@
       threadgroup_barrier(mem_flags::mem_threadgroup);
       const bool met =
           puna::stage<THREADS, HEAD_DIM, WIDTH, BITS, true>(values, TOKEN_STRIDE, staged_values, value_scales, written - base, thread_);
-      spoils[own] = simd_any(met);
+      const bool any = simd_any(met);
+      if (lane == 0) spoils[own] = any;
       threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     if (computes) {

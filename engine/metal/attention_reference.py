@@ -1,21 +1,19 @@
 """Paged attention in float64, row by row, and how far float32 arithmetic may be from it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.metal.attention import PAGE, PARTITION, Layout, Shape
+from engine.metal.attention import PAGE, PARTITION, Shape
 
 Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int32]
 Class = Literal["decode", "prefill"]
 
 UNIT = 2.0**-24  # what a rounding to float32 errs at most, relative
 UNITS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-# An exponential errs by its polynomial's 2^-23.5 and by the roundings of n * ln 2 (two, of r <= 0.35) and of the last steps.
+# An exponential errs by its polynomial's 2^-23.5, the roundings of n * ln 2 (two, of r <= 0.35) and of the last steps.
 EXPONENTIAL = 4 * UNIT
 FARTHEST = 87.0  # scores further below the highest count as this far: exp(-87) at most, where nothing would be exact
 TINY = 2.0**-125  # below it a product may be taken for zero
@@ -30,36 +28,14 @@ class Reference:
 
 
 def attended(
-    shape: Shape,
-    kind: Class,
-    q: Doubles,  # (T, H, Dh)
-    pool: Doubles,  # flat, in the shape's layout
-    scale: float,
-    tables: Ints,  # (B, M)
-    starts: Ints,
-    past: Ints,
-    sequences: Sequence[int],
+    shape: Shape, kind: Class, q: Doubles, keys: Doubles, values: Doubles, scale: float, past: int
 ) -> Reference:
-    """Attention of all rows of the sequences, one sequence after the other."""
-    rows: list[tuple[Doubles, Doubles]] = []
-    for b in sequences:
-        n = int(starts[b + 1] - starts[b])
-        keys, values = stored(shape.layout, shape.kv_heads, shape.head_dim, pool, tables[b], int(past[b]) + n)
-        for r in range(n):
-            at = int(past[b]) + r
-            seen = slice(shape.first_seen(at), at + 1)
-            rows += [_row(shape, kind, q[starts[b] + r], keys[seen], values[seen], scale, seen.start)]
+    """Attention of a sequence's rows q (n, H, Dh), which follow `past` tokens, to keys and values (past + n, K, Dh)."""
+    rows = []
+    for r in range(len(q)):
+        seen = slice(shape.first_seen(past + r), past + r + 1)
+        rows.append(_row(shape, kind, q[r], keys[seen], values[seen], scale, seen.start))
     return Reference(np.stack([exact for exact, _ in rows]), np.stack([bound for _, bound in rows]))
-
-
-def stored(
-    layout: Layout, kv_heads: int, head_dim: int, pool: Doubles, table: Ints, tokens: int
-) -> tuple[Doubles, Doubles]:
-    """Keys and values (S, K, Dh) of a sequence, from where its pages lie."""
-    token = np.arange(tokens)
-    at = table[token // PAGE].astype(np.int64) * layout.page + token % PAGE * layout.token  # (S,)
-    where = at[:, None, None] + np.arange(kv_heads)[:, None] * layout.head + np.arange(head_dim)
-    return pool[where], pool[where + layout.value]
 
 
 def _row(
@@ -84,8 +60,8 @@ def _row(
 
 
 def _score_error(shape: Shape, kind: Class, magnitude: Doubles) -> Doubles:
-    """Decode: q * scale is rounded, a lane's chain has Dh / 32 to Dh / 20 steps, five sums follow. Prefill: matrix units
-    add the Dh products in an order of their own, and the scale comes behind."""
+    """Decode: q * scale is rounded, a lane's chain has Dh / 32 to Dh / 20 steps, five sums follow. Prefill: the matrix
+    units add the Dh products in an order of their own, and the scale comes behind."""
     lane = 2 if shape.head_dim <= 64 else 4 if shape.head_dim <= 128 else 8
     roundings = 1 + lane + 5 if kind == "decode" else shape.head_dim + 1
     return magnitude * roundings * UNIT
@@ -99,7 +75,7 @@ def _weight_error(kind: Class, first: int, end: int, away: Doubles) -> Doubles:
 
 
 def _chain(kind: Class, first: int, end: int) -> int:
-    """Roundings of a sum of weighted values. Decode: 32 tokens, three sums of pages, partitions. Prefill: all tokens."""
+    """Roundings of a sum of weighted values. Decode: 32 tokens, 3 sums of pages, partitions. Prefill: all tokens."""
     return 32 + 8 + _spans(first, end, PARTITION) if kind == "decode" else end - first // PAGE * PAGE + 2
 
 

@@ -21,7 +21,7 @@ class Ready:
 
 
 def normed(x: Doubles, weight: Doubles, eps: float, y: str) -> Reference:
-    """Rows (T, D): a chain of D / threads squares, five sums over lanes, then simdgroups; all squares are positive, so their
+    """Rows (T, D). A chain of D / threads squares, five sums over lanes, then simdgroups; squares are positive, so the
     roundings are relative to the sum, and its root halves them."""
     roundings = -(-x.shape[1] // THREADS) + 4 + 5 + THREADS // 32
     exact = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
