@@ -209,14 +209,14 @@ _OF_SHAPE = ("Q", "KV", "BITS", "HEADS", "KV_HEADS", "HEAD_DIM", "WINDOW", *_STR
 DECODE = Kernel(
     name="attention_decode",
     inputs=_PAGED,
-    outputs=(Output("mixed", "float32"), Output("stats", "float32")),  # (W, rows, H, Dh), (W, rows, H, 2)
+    outputs=(Output("partials", "float32"),),  # (W, rows, H, Dh + 2)
     body=text("attention_decode.metal"),
     header=_HEADER,
     template=(*_OF_SHAPE, "ROWS", "SHARE", "QUERIES"),
 )
 MERGE = Kernel(
     name="attention_merge",
-    inputs=(Input("mixed", "float32"), Input("stats", "float32"), Input("parts", "int32")),
+    inputs=(Input("partials", "float32"), Input("parts", "int32")),  # as above, (R, 4)
     outputs=(Output("out", "Q"),),  # (R, H, Dh)
     body=text("attention_merge.metal"),
     header=_HEADER,
@@ -252,13 +252,12 @@ def decode_call(shape: Shape, work: DecodeWork) -> Call:
     """A simdgroup for each page of a partition; a threadgroup for each KV head and item, or for half a wide group."""
     slots = work.rows * shape.share
     queries = 1 << (slots - 1).bit_length()
-    made = (len(work.items), work.rows, shape.heads)
     return Call(
         kernel=DECODE,
         template={**_of_shape(shape), "ROWS": work.rows, "SHARE": shape.share, "QUERIES": queries},
         grid=(PARTITION, shape.kv_heads * shape.parts, len(work.items)),
         threadgroup=(PARTITION, 1, 1),
-        shapes=((*made, shape.head_dim), (*made, 2)),
+        shapes=((len(work.items), work.rows, shape.heads, shape.head_dim + 2),),
     )
 
 

@@ -149,19 +149,20 @@
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
 
+  // What comes out for a row and head: HEAD_DIM sums of weighted values, the highest score, the sum of the weights.
   if (own == 0) {
 #pragma clang loop unroll(full)
     for (int i = 0; i < ROWS * SHARE; ++i) {
       if (i % SHARE < heads && reads) {
-        const size_t at = ((size_t(item) * ROWS + i / SHARE) * HEADS + head + i % SHARE) * HEAD_DIM + lane * EACH;
-        for (int e = 0; e < EACH; ++e) mixed[at + e] = sum[i][e];
+        const size_t at = ((size_t(item) * ROWS + i / SHARE) * HEADS + head + i % SHARE) * (HEAD_DIM + 2) + lane * EACH;
+        for (int e = 0; e < EACH; ++e) partials[at + e] = sum[i][e];
       }
     }
     if (lane < ROWS * SHARE && lane % SHARE < heads) {
       float total = 0;
       for (int p = 0; p < PAGES; ++p) total = total + totals[p * QUERIES + lane];
-      const size_t at = (size_t(item) * ROWS + lane / SHARE) * HEADS + head + lane % SHARE;
-      stats[2 * at] = highest;
-      stats[2 * at + 1] = total;
+      const size_t at = ((size_t(item) * ROWS + lane / SHARE) * HEADS + head + lane % SHARE) * (HEAD_DIM + 2) + HEAD_DIM;
+      partials[at] = highest;
+      partials[at + 1] = total;
     }
   }

@@ -40,8 +40,8 @@
     sums[d].thread_elements()[0] = 0;
     sums[d].thread_elements()[1] = 0;
     if (KEPT) {
-      queries[KEPT ? d : 0].thread_elements()[0] = float(query[d * 8]);
-      queries[KEPT ? d : 0].thread_elements()[1] = float(query[d * 8 + 1]);
+      queries[KEPT ? d : 0].thread_elements()[0] = float(query[d * 8]) * scale;
+      queries[KEPT ? d : 0].thread_elements()[1] = float(query[d * 8 + 1]) * scale;
     }
   }
   float highest = -INFINITY, total = 0;
@@ -72,8 +72,8 @@
       for (int d = 0; d < DIMS; ++d) {
         simdgroup_matrix<float, 8, 8> eight = queries[KEPT ? d : 0];
         if (!KEPT) {
-          eight.thread_elements()[0] = float(query[d * 8]);
-          eight.thread_elements()[1] = float(query[d * 8 + 1]);
+          eight.thread_elements()[0] = float(query[d * 8]) * scale;
+          eight.thread_elements()[1] = float(query[d * 8 + 1]) * scale;
         }
 #pragma clang loop unroll(full)
         for (int n = 0; n < TILES; ++n) {
@@ -95,9 +95,7 @@
 #pragma clang loop unroll(full)
         for (int e = 0; e < 2; ++e) {
           const int token = base + n * 8 + lane_column + e;
-          const float score = weights[n].thread_elements()[e] * scale;
-          weights[n].thread_elements()[e] = score;
-          if (whole || (token >= from && token < after)) peak = fmax(peak, score);
+          if (whole || (token >= from && token < after)) peak = fmax(peak, weights[n].thread_elements()[e]);
         }
       }
       peak = fmax(peak, simd_shuffle_xor(peak, ushort(1)));

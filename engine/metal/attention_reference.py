@@ -60,8 +60,8 @@ def _row(
 
 
 def _score_error(shape: Shape, kind: Class, magnitude: Doubles) -> Doubles:
-    """Decode: q * scale is rounded, a lane's chain has Dh / 32 to Dh / 20 steps, five sums follow. Prefill: the matrix
-    units add the Dh products in an order of their own, and the scale comes behind."""
+    """q * scale is rounded. Decode: a lane's chain has Dh / 32 to Dh / 20 steps, five sums follow. Prefill: the matrix
+    units add the Dh products in an order of their own."""
     lane = 2 if shape.head_dim <= 64 else 4 if shape.head_dim <= 128 else 8
     roundings = 1 + lane + 5 if kind == "decode" else shape.head_dim + 1
     return magnitude * roundings * UNIT

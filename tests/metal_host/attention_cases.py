@@ -1,4 +1,4 @@
-"""Attention on the host: pools with pages anywhere and anything beside what was written, ragged batches, both classes."""
+"""Attention on the host: pools with pages anywhere and anything where nothing was written, ragged batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,10 +59,8 @@ class World:
         count = width * len(lengths) + 3
         ids = rng.permutation(count)[: width * len(lengths)]
         self.tables = ids.reshape(len(lengths), width).astype(np.int32)
-        self.pool = coded(np.full(0, np.nan), PAGES["float32"])
-        empty = np.zeros(count * self.shape.layout.page, narrowed(np.zeros(1), self.shape.pages.dtype).dtype)
-        empty.view(np.uint8)[...] = 0xFF  # no numbers, where nothing is written
-        self.pool = empty
+        self.pool = np.zeros(count * self.shape.layout.page, narrowed(np.zeros(1), self.shape.pages.dtype).dtype)
+        self.pool.view(np.uint8)[...] = 0xFF  # NaN in every format, where nothing is written
         heads = (self.shape.heads, case.head_dim)
         self.q = [narrowed(rng.standard_normal((length, *heads)), case.queries) for length in lengths]
         for b, length in enumerate(lengths):
@@ -112,8 +110,8 @@ def _decoded(
 ) -> Array:
     work = DecodeWork.of(shape, starts, past, every)
     assert (work.served == np.arange(starts[-1])).all()
-    mixed, stats = ran(decode_call(shape, work), {**inputs, "work": roomy(work.items)}, order)
-    return ran(merge_call(shape, work), {"mixed": mixed, "stats": stats, "parts": roomy(work.parts)}, order)[0]
+    partials = ran(decode_call(shape, work), {**inputs, "work": roomy(work.items)}, order)[0]
+    return ran(merge_call(shape, work), {"partials": partials, "parts": roomy(work.parts)}, order)[0]
 
 
 def _prefilled(
