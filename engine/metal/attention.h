@@ -6,8 +6,6 @@ namespace puna {
 // Where BITS is 8 or 4, a row is bytes: for each 32 dims a scale (bfloat), filled up to whole 4 bytes, then the codes. A number is
 // its code times its scale, exactly. Codes of 8 bits are signed bytes; of 4 bits an index into CODEBOOK, dim i of 32 in the
 // low half of byte i, dim 16 + i in the high half.
-constant float CODEBOOK[16] = {-113, -89, -69, -53, -38, -25, -13, -2, 8, 20, 32, 46, 62, 80, 100, 127};
-
 constexpr int scale_bytes(int head_dim) { return (head_dim + 63) / 64 * 4; }
 
 template <typename T>

@@ -49,4 +49,30 @@ inline int high_of(int pair) {
   return INTERLEAVED || pair >= HALF ? 2 * pair + 1 : pair + HALF;
 }
 
+// What the indices of q4 stand for.
+constant float CODEBOOK[16] = {-113, -89, -69, -53, -38, -25, -13, -2, 8, 20, 32, 46, 62, 80, 100, 127};
+
+// Codes a group of 32 dims, one a lane; gives the scale, as the bits of a bfloat. It is rounded away from zero, so that no number
+// is more than 127 times as large, and in 4 bits has the sign of the first of the largest. A group with what is no finite
+// number has no number for a scale; one that is next to nothing has zero.
+template <int BITS>
+inline ushort coded(float x, int lane, thread ushort& code) {
+  code = 0;
+  float most = fabs(x);
+  for (ushort distance = 16; distance > 0; distance /= 2) most = fmax(most, simd_shuffle_xor(most, distance));
+  ushort first = fabs(x) == most ? lane : 31;
+  for (ushort distance = 16; distance > 0; distance /= 2) first = min(first, simd_shuffle_xor(first, distance));
+  const float peak = BITS == 8 ? most : simd_shuffle(x, first);
+  if (simd_any(!isfinite(x))) return 0x7fc0;
+  if (most < 7.88860905e-31f) return 0;
+  const uint bits = (as_type<uint>(peak / 127.0f) + 0xffff) >> 16;
+  const float scaled = x * (1.0f / as_type<float>(bits << 16));
+  if (BITS == 8) {
+    code = ushort(int(rint(scaled)) & 255);
+  } else {
+    for (int i = 0; i < 15; ++i) code += scaled > (CODEBOOK[i] + CODEBOOK[i + 1]) * 0.5f;
+  }
+  return ushort(bits);
+}
+
 }  // namespace puna

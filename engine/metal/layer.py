@@ -5,7 +5,7 @@ from math import gcd
 
 import mlx.core as mx
 
-from engine.metal.attention import Call
+from engine.metal.attention import Call, Pages
 from engine.metal.kernel import Input, Kernel, Output, text
 
 FLOATS = ("float16", "bfloat16", "float32")
@@ -45,10 +45,10 @@ ROPE = Kernel(
         Input("k_norm", "float32"),
         Input("eps", "float32", "scalar"),
     ),
-    outputs=(Output("queries", "Q"), Output("kv", "KV")),  # (T, H, Dh), (T, 2, K, Dh)
+    outputs=(Output("queries", "Q"), Output("kv", "KV")),  # (T, H, Dh), (T, 2, K, row)
     body=text("layer_rope.metal"),
     header=_HEADER,
-    template=("X", "Q", "KV", "HEADS", "KV_HEADS", "HEAD_DIM", "ROPE_DIMS", "INTERLEAVED", "NORMED"),
+    template=("X", "Q", "KV", "BITS", "HEADS", "KV_HEADS", "HEAD_DIM", "ROPE_DIMS", "INTERLEAVED", "NORMED"),
 )
 NORM = Kernel(
     name="layer_norm",
@@ -76,7 +76,7 @@ GATE = Kernel(
 )
 
 
-def rope_call(turns: Turns, rows: int, x: str, queries: str, pages: str) -> Call:
+def rope_call(turns: Turns, rows: int, x: str, queries: str, pages: Pages) -> Call:
     """A simdgroup for each row and head of q, k and v."""
     heads = turns.heads + 2 * turns.kv_heads
     return Call(
@@ -84,7 +84,8 @@ def rope_call(turns: Turns, rows: int, x: str, queries: str, pages: str) -> Call
         template={
             "X": x,
             "Q": queries,
-            "KV": pages,
+            "KV": pages.dtype,
+            "BITS": pages.bits,
             "HEADS": turns.heads,
             "KV_HEADS": turns.kv_heads,
             "HEAD_DIM": turns.head_dim,
@@ -94,7 +95,7 @@ def rope_call(turns: Turns, rows: int, x: str, queries: str, pages: str) -> Call
         },
         grid=(32, heads, rows),
         threadgroup=(32, gcd(heads, 4), 1),
-        shapes=((rows, turns.heads, turns.head_dim), (rows, 2, turns.kv_heads, turns.head_dim)),
+        shapes=((rows, turns.heads, turns.head_dim), (rows, 2, turns.kv_heads, pages.row(turns.head_dim))),
     )
 
 
@@ -121,7 +122,7 @@ def supports_width(width: int) -> bool:
 
 
 def written(pool: mx.array, slots: mx.array, kv: mx.array) -> mx.array:
-    """The pool (slots, 2, K, Dh) with kv (T, 2, K, Dh) at the slots (T,).
+    """The pool (slots, 2, K, row) with kv (T, 2, K, row) at the slots (T,).
 
     In place when the caller hands over the only reference, and no pass that reads it is in flight: MLX's scatter then
     takes over the buffer. A kernel of ours cannot do it, for its outputs are always new arrays.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,12 +72,13 @@ class World:
         rows = coded(kv, self.shape.pages)  # (n, 2, K, row)
         self.pool[self._places(b, np.arange(first, first + len(rows)))] = rows
 
-    def _places(self, b: int, tokens: Ints) -> npt.NDArray[np.int64]:
+    def _places(self, b: int, tokens: npt.NDArray[np.integer[Any]]) -> Ints:
         """Where rows of a sequence's tokens lie, (n, 2, K, row)."""
         layout, shape = self.shape.layout, self.shape
         at = self.tables[b][tokens // PAGE].astype(np.int64) * layout.page + tokens % PAGE * layout.token
         kind, head = np.arange(2)[:, None, None] * layout.value, np.arange(shape.kv_heads)[:, None] * layout.head
-        return at[:, None, None, None] + kind + head + np.arange(shape.pages.row(shape.head_dim))
+        found: Ints = at[:, None, None, None] + kind + head + np.arange(shape.pages.row(shape.head_dim))
+        return found
 
     def attend(self, kind: Class, spans: Sequence[tuple[int, int, int]], order: Order = Order()) -> list[Array]:  # noqa: B008
         """What comes out for each span (sequence, past, n), all of them in one pass: (n, H, Dh)."""
