@@ -14,11 +14,13 @@ from engine.metal.attention import (
     decode_call,
     merge_call,
     prefill_call,
+    roomy,
     supports,
 )
 from engine.metal.attention_numbers import narrowed, widened
 from engine.metal.attention_reference import Class
 from tests.metal_host.attention_cases import Case, World
+from tests.metal_host.layer_cases import ran
 from tests.metal_host.run import Order
 
 # Each instance of a kernel is compiled, so that a case has to serve several laws.
@@ -64,15 +66,19 @@ def test_a_row_has_the_same_bits_alone_and_in_any_chunk(case: Case, kind: Class)
 @both
 @pytest.mark.parametrize("wrong", [np.nan, -np.inf])
 def test_a_value_that_is_no_number_reaches_the_rows_that_see_it_and_no_others(kind: Class, wrong: float) -> None:
-    case = Case(((0, 40),), group=1, head_dim=96, queries="float32", pages="float32")
+    require_kept_apart(replace(CASES["96 wide, float32"], sequences=((0, 40),)), kind, wrong)
+
+
+def require_kept_apart(case: Case, kind: Class, wrong: float) -> None:
     clean, spoiled = World(case), World(case)
-    kv = np.random.default_rng(1).standard_normal((1, 2, 2, 96))
+    kv = np.random.default_rng(1).standard_normal((1, 2, case.kv_heads, case.head_dim))
     clean.put(0, 17, kv)
-    kv[0, 1, 1, 5] = wrong
+    kv[0, 1, 0, 5] = wrong
     spoiled.put(0, 17, kv)
     want, got = clean.attend(kind, clean.spans())[0], spoiled.attend(kind, spoiled.spans())[0]
-    assert not np.isfinite(got[17:, 1, 5]).any()
-    got[17:, 1, 5] = want[17:, 1, 5]
+    heads = slice(0, case.group)
+    assert not np.isfinite(got[17:, heads, 5]).any()
+    got[17:, heads, 5] = want[17:, heads, 5]
     np.testing.assert_array_equal(got, want)
 
 
@@ -118,6 +124,27 @@ def test_scores_far_apart_neither_overflow_nor_vanish(kind: Class) -> None:
     world = World(Case(((300, 1), (0, 1), (255, 1), (256, 1), (31, 1))))
     world.q = [narrowed(widened(q, "float16") * 100, "float16") for q in world.q]
     require_exact(world, kind)
+
+
+def test_partitions_are_merged_in_ascending_order() -> None:
+    """In float32, 1e8 + 1 - 1e8 is 0 and 1e8 - 1e8 + 1 is 1."""
+    shape = Case((), group=1, kv_heads=1, queries="float32").shape
+    work = DecodeWork.of(shape, np.array([0, 1], np.int32), np.array([600], np.int32), [0])
+    partials = np.zeros((3, 1, 1, 66), np.float32)
+    partials[:, 0, 0, 0], partials[:, 0, 0, 1], partials[:, 0, 0, 65] = (1e8, 1, -1e8), (1e8, -1e8, 1), 1
+    out = ran(merge_call(shape, work), {"partials": partials, "parts": roomy(work.parts)})[0]
+    assert out[0, 0, :2].tolist() == [0, np.float32(1) / np.float32(3)]
+
+
+def test_tokens_of_a_page_are_summed_in_ascending_order_and_then_pages_by_halves() -> None:
+    case = Case(((0, 1), (255, 1)), group=1, head_dim=96, queries="float32", pages="float32")
+    world = World(case)
+    world.q[1][...] = 0  # all weights are 1
+    kv = np.zeros((256, 2, 2, 96))
+    kv[[0, 1, 2], 1, :, 0] = kv[[0, 32, 128], 1, :, 1] = kv[[0, 32, 64], 1, :, 2] = [[1e8], [1], [-1e8]]
+    world.put(1, 0, kv)
+    got = world.attend("decode", world.spans())[1]
+    np.testing.assert_array_equal(got[0, :, :3], [[0, 1 / 256, 1 / 256]] * 2)
 
 
 def test_every_row_meets_each_partition_that_it_sees_once() -> None:

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from engine.metal.attention import FLOATS, PAGES, Call, roomy
+from engine.metal.attention import PAGES, Call, roomy
 from engine.metal.attention_numbers import Array, coded, narrowed, widened
 from engine.metal.attention_reference import Reference
 from engine.metal.layer import (
@@ -24,15 +24,17 @@ from tests.metal_host.layer_cases import ran
 from tests.metal_host.run import Order
 
 EPS = np.asarray(1e-5, np.float32)
-BACKWARDS = Order(reverse=True, contract=True, sums=2)
+BACKWARDS = Order(reverse=True, sums=2)
 
+# Each instance of a kernel is compiled, so that a case has to serve several laws.
 TURNS = {
-    "interleaved": Turns(heads=3, kv_heads=2, head_dim=64, rope_dims=64, interleaved=True, head_norms=False),
-    "halves, head norms": Turns(heads=2, kv_heads=1, head_dim=128, rope_dims=128, interleaved=False, head_norms=True),
-    "a part of 80 turns": Turns(heads=2, kv_heads=1, head_dim=80, rope_dims=32, interleaved=False, head_norms=False),
-    "256 wide": Turns(heads=1, kv_heads=1, head_dim=256, rope_dims=64, interleaved=True, head_norms=True),
+    "interleaved": (Turns(3, 2, 64, 64, interleaved=True, head_norms=False), "float16", "float16"),
+    "halves, head norms": (Turns(2, 1, 128, 128, interleaved=False, head_norms=True), "float32", "float32"),
+    "a part of 80 turns": (Turns(2, 1, 80, 32, interleaved=False, head_norms=False), "float32", "float32"),
+    "256 wide": (Turns(1, 1, 256, 64, interleaved=True, head_norms=True), "bfloat16", "bfloat16"),
 }
-every_turn = pytest.mark.parametrize("turns", TURNS.values(), ids=TURNS.keys())
+every_turn = pytest.mark.parametrize(("turns", "dtype", "pages"), TURNS.values(), ids=TURNS.keys())
+dtypes = pytest.mark.parametrize(("x", "y"), [("float32", "float16"), ("bfloat16", "float32")])
 
 
 def normal(seed: int, *shape: int, dtype: str = "float32") -> Array:
@@ -70,7 +72,6 @@ class Prepared:
 
 
 @every_turn
-@pytest.mark.parametrize(("dtype", "pages"), [("float32", "float32"), ("bfloat16", "float16")])
 def test_queries_and_pages_are_exact_within_the_bound(turns: Turns, dtype: str, pages: str) -> None:
     here = Prepared(turns, dtype)
     got = here.run(dtype, pages)
@@ -83,18 +84,18 @@ def test_queries_and_pages_are_exact_within_the_bound(turns: Turns, dtype: str, 
 
 
 @every_turn
-def test_a_row_of_q_k_and_v_has_the_same_bits_alone(turns: Turns) -> None:
-    here = Prepared(turns, "float32")
-    together = here.run("float32", "float32", order=BACKWARDS)
+def test_a_row_of_q_k_and_v_has_the_same_bits_alone(turns: Turns, dtype: str, pages: str) -> None:
+    here = Prepared(turns, dtype)
+    together = here.run(dtype, pages, order=BACKWARDS)
     for row in range(len(here.q)):
-        for alone, all_rows in zip(here.run("float32", "float32", slice(row, row + 1)), together, strict=True):
+        for alone, all_rows in zip(here.run(dtype, pages, slice(row, row + 1)), together, strict=True):
             np.testing.assert_array_equal(alone[0], all_rows[row])
 
 
 @pytest.mark.parametrize("pages", ["q8", "q4"])
 @pytest.mark.parametrize("name", ["a part of 80 turns", "halves, head norms"])
 def test_quantised_pages_hold_the_codes_of_what_wide_ones_hold(name: str, pages: str) -> None:
-    here = Prepared(TURNS[name], "float32")
+    here = Prepared(TURNS[name][0], "float32")
     here.v[0] *= np.float32(1e-35)  # too small to be coded
     here.v[1, 5], here.v[2, 3], here.k[3, 40] = np.nan, np.inf, -np.inf
     here.v[4, :32] = 1  # equals largest with both signs
@@ -105,56 +106,69 @@ def test_quantised_pages_hold_the_codes_of_what_wide_ones_hold(name: str, pages:
     np.testing.assert_array_equal(codes, coded(wide, PAGES[pages]))
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("width", [64, 1100])
-def test_norms_are_exact_within_the_bound(width: int, dtype: str) -> None:
-    x, weight = normal(1, 3, width, dtype=dtype), normal(2, width)
-    got = ran(norm_call(3, width, dtype, dtype), {"x": x, "weight": weight, "eps": EPS})[0]
-    require_within(got, normed(widened(x, dtype), weight.astype(np.float64), float(EPS), dtype), dtype)
+@dtypes
+def test_norms_are_exact_within_the_bound(x: str, y: str) -> None:
+    for width in (64, 1100):
+        rows, weight = normal(1, 3, width, dtype=x), normal(2, width)
+        got = ran(norm_call(3, width, x, y), {"x": rows, "weight": weight, "eps": EPS})[0]
+        require_within(got, normed(widened(rows, x), weight.astype(np.float64), float(EPS), y), y)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_a_residual_is_added_and_normed_at_once(dtype: str) -> None:
-    x, added, weight = normal(1, 3, 1100), normal(2, 3, 1100, dtype=dtype), normal(3, 1100)
-    inputs = {"x": x, "added": added, "weight": weight, "eps": EPS}
-    total, got = ran(add_norm_call(3, 1100, dtype, dtype), inputs)
-    np.testing.assert_array_equal(total, x + widened(added, dtype).astype(np.float32))
-    require_within(got, normed(total.astype(np.float64), weight.astype(np.float64), float(EPS), dtype), dtype)
+@dtypes
+def test_a_residual_is_added_and_normed_at_once(x: str, y: str) -> None:
+    rows, added, weight = normal(1, 3, 1100), normal(2, 3, 1100, dtype=x), normal(3, 1100)
+    inputs = {"x": rows, "added": added, "weight": weight, "eps": EPS}
+    total, got = ran(add_norm_call(3, 1100, x, y), inputs)
+    np.testing.assert_array_equal(total, rows + widened(added, x).astype(np.float32))
+    require_within(got, normed(total.astype(np.float64), weight.astype(np.float64), float(EPS), y), y)
     for row in range(3):
-        alone = {**inputs, "x": x[row : row + 1], "added": added[row : row + 1]}
-        np.testing.assert_array_equal(ran(add_norm_call(1, 1100, dtype, dtype), alone, BACKWARDS)[1][0], got[row])
+        alone = {**inputs, "x": rows[row : row + 1], "added": added[row : row + 1]}
+        np.testing.assert_array_equal(ran(add_norm_call(1, 1100, x, y), alone, BACKWARDS)[1][0], got[row])
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_gates_are_exact_within_the_bound(dtype: str) -> None:
-    gate, up = narrowed(np.linspace(-95, 95, 4 * 132).reshape(4, 132), dtype), normal(1, 4, 132, dtype=dtype)
-    got = ran(gate_call(4, 132, dtype, dtype), {"gate": gate, "up": up})[0]
-    require_within(got, gated(widened(gate, dtype), widened(up, dtype), dtype), dtype)
-    alone = ran(gate_call(1, 132, dtype, dtype), {"gate": gate[2:3], "up": up[2:3]}, BACKWARDS)[0]
+@dtypes
+def test_gates_are_exact_within_the_bound(x: str, y: str) -> None:
+    gate, up = narrowed(np.linspace(-95, 95, 4 * 132).reshape(4, 132), x), normal(1, 4, 132, dtype=x)
+    got = ran(gate_call(4, 132, x, y), {"gate": gate, "up": up})[0]
+    require_within(got, gated(widened(gate, x), widened(up, x), y), y)
+    alone = ran(gate_call(1, 132, x, y), {"gate": gate[2:3], "up": up[2:3]}, BACKWARDS)[0]
     np.testing.assert_array_equal(alone[0], got[2])
+
+
+def test_a_compiler_that_fuses_products_and_sums_changes_no_bit() -> None:
+    fused = Order(contract=True)
+    x, weight = normal(1, 1, 64), normal(2, 64)
+    inputs = {"x": x, "added": weight[None], "weight": weight, "eps": EPS}
+    call = add_norm_call(1, 64, "float32", "float16")
+    np.testing.assert_array_equal(ran(call, inputs, fused)[1], ran(call, inputs)[1])
+    here = Prepared(TURNS["halves, head norms"][0], "float32")
+    for pages in ("float32", "q4"):
+        for got, want in zip(here.run("float32", pages, order=fused), here.run("float32", pages), strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 def test_what_is_no_number_stays_visible() -> None:
     gate, up = np.zeros((1, 8), np.float32), np.ones((1, 8), np.float32)
     gate[0, 3], up[0, 5] = np.nan, np.inf
     gate[0, 5] = 1
-    got = ran(gate_call(1, 8, "float32", "float32"), {"gate": gate, "up": up})[0]
+    got = ran(gate_call(1, 8, "float32", "float16"), {"gate": gate, "up": up})[0]
     assert (np.isfinite(got[0]) == [True, True, True, False, True, False, True, True]).all()
 
 
 def test_threadgroups_are_whole() -> None:
     calls: list[Call] = [norm_call(3, 64, "float32", "float16"), add_norm_call(1, 64, "float32", "float16")]
-    calls += [rope_call(turns, 7, "float16", "float16", PAGES["q8"]) for turns in TURNS.values()]
+    calls += [rope_call(turns, 7, "float16", "float16", PAGES["q8"]) for turns, _, _ in TURNS.values()]
     for call in calls:
         assert all(g % t == 0 for g, t in zip(call.grid, call.threadgroup, strict=True))
         assert np.prod(call.threadgroup) % 32 == 0
 
 
 def test_what_is_not_supported_is_said() -> None:
-    assert all(turns.supported() for turns in TURNS.values())
-    assert not replace(TURNS["interleaved"], head_dim=63).supported()
-    assert not replace(TURNS["interleaved"], rope_dims=80).supported()
-    assert not replace(TURNS["256 wide"], head_dim=512).supported()
+    assert all(turns.supported() for turns, _, _ in TURNS.values())
+    turns = TURNS["interleaved"][0]
+    assert not replace(turns, head_dim=63).supported()
+    assert not replace(turns, rope_dims=80).supported()
+    assert not replace(turns, head_dim=512).supported()
     assert supports_width(1100)
     assert not supports_width(1102)
     assert not supports_width(4)
