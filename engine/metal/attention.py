@@ -6,7 +6,7 @@ class sums a score over lanes and weighs in partitions of 256 tokens, the prefil
 matrix units and weighs in tiles of 32. So whoever computes a token again must use the class that computed it first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -139,6 +139,13 @@ class Call:
 
     def launch(self, *inputs: mx.array) -> list[mx.array]:
         return self.kernel.launch(inputs, self.template, self.grid, self.threadgroup, self.shapes)
+
+
+Launch = Callable[[Call, Sequence[mx.array]], list[mx.array]]
+
+
+def launched(call: Call, inputs: Sequence[mx.array]) -> list[mx.array]:
+    return call.launch(*inputs)
 
 
 @dataclass(frozen=True)
@@ -296,14 +303,18 @@ def roomy(array: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class Paged:
-    """A pass's page tables and positions on the GPU, made once for all its layers."""
+    """A pass's page tables and positions on the GPU, made once for all its layers, and the scale of scores."""
 
     tables: mx.array  # (B, M)
     positions: mx.array  # (T,)
+    scale: mx.array  # ()
 
     @classmethod
-    def of(cls, tables: Ints, positions: Ints) -> "Paged":
-        return cls(mx.array(roomy(tables)), mx.array(roomy(positions)))
+    def of(cls, tables: Ints, positions: Ints, scale: float) -> "Paged":
+        return cls(mx.array(roomy(tables)), mx.array(roomy(positions)), mx.array(scale, mx.float32))
+
+    def inputs(self, q: mx.array, pool: mx.array, items: mx.array) -> list[mx.array]:
+        return [q, pool, self.tables, self.positions, items, self.scale]
 
 
 @dataclass(frozen=True)
@@ -315,17 +326,16 @@ class Decode:
     paged: Paged
     items: mx.array
     parts: mx.array
+    launch: Launch
 
     @classmethod
-    def of(cls, shape: Shape, work: DecodeWork, paged: Paged) -> "Decode":
-        return cls(shape, work, paged, mx.array(roomy(work.items)), mx.array(roomy(work.parts)))
+    def of(cls, shape: Shape, work: DecodeWork, paged: Paged, launch: Launch = launched) -> "Decode":
+        return cls(shape, work, paged, mx.array(roomy(work.items)), mx.array(roomy(work.parts)), launch)
 
-    def __call__(self, q: mx.array, pool: mx.array, scale: mx.array) -> mx.array:
+    def __call__(self, q: mx.array, pool: mx.array) -> mx.array:
         """(R, H, Dh) of the rows served, from q (T, H, Dh) and a layer of the pool that has their keys and values."""
-        made = decode_call(self.shape, self.work).launch(
-            q, pool, self.paged.tables, self.paged.positions, self.items, scale
-        )
-        return merge_call(self.shape, self.work).launch(*made, self.parts)[0]
+        partials = self.launch(decode_call(self.shape, self.work), self.paged.inputs(q, pool, self.items))[0]
+        return self.launch(merge_call(self.shape, self.work), [partials, self.parts])[0]
 
 
 @dataclass(frozen=True)
@@ -336,12 +346,12 @@ class Prefill:
     work: PrefillWork
     paged: Paged
     items: mx.array
+    launch: Launch
 
     @classmethod
-    def of(cls, shape: Shape, work: PrefillWork, paged: Paged) -> "Prefill":
-        return cls(shape, work, paged, mx.array(roomy(work.items)))
+    def of(cls, shape: Shape, work: PrefillWork, paged: Paged, launch: Launch = launched) -> "Prefill":
+        return cls(shape, work, paged, mx.array(roomy(work.items)), launch)
 
-    def __call__(self, q: mx.array, pool: mx.array, scale: mx.array) -> mx.array:
+    def __call__(self, q: mx.array, pool: mx.array) -> mx.array:
         """As of the decode class."""
-        call = prefill_call(self.shape, self.work)
-        return call.launch(q, pool, self.paged.tables, self.paged.positions, self.items, scale)[0]
+        return self.launch(prefill_call(self.shape, self.work), self.paged.inputs(q, pool, self.items))[0]

@@ -207,14 +207,14 @@ def test_a_pass_is_launched_with_what_the_kernels_were_tested_with(tmp_path: Pat
     """Without Metal MLX records launches while it exports a function; ours are held to their signatures."""
     shape = CASES["80 wide, three share one, window over two partitions, bfloat16"].shape
     starts, past = np.array([0, 1, 4], np.int32), np.array([260, 3], np.int32)
-    paged = Paged.of(np.zeros((2, 9), np.int32), np.array([260, 3, 4, 5], np.int32))
+    paged = Paged.of(np.zeros((2, 9), np.int32), np.array([260, 3, 4, 5], np.int32), 0.1)
     decode = Decode.of(shape, DecodeWork.of(shape, starts, past, [0]), paged)
     prefill = Prefill.of(shape, PrefillWork.of(starts, [1]), paged)
-    pool, scale = mx.zeros((9 * 32 + 1, 2, 1, 80), mx.bfloat16), mx.array(0.1)
+    pool = mx.zeros((9 * 32 + 1, 2, 1, 80), mx.bfloat16)
     shapes: list[tuple[int, ...]] = []
 
     def launched(q: mx.array) -> mx.array:
-        made = [decode(q, pool, scale), prefill(q, pool, scale)]
+        made = [decode(q, pool), prefill(q, pool)]
         shapes.extend(out.shape for out in made)
         return mx.concatenate(made)
 
