@@ -61,7 +61,7 @@ class Way:
     @property
     def source(self) -> str:
         kernels = () if self.launch is None else (DECODE, MERGE) if self.kind == "decode" else (PREFILL,)
-        return "\0".join([self.name, repr(self.shape), *(kernel.header + kernel.body for kernel in kernels)])
+        return "\0".join([self.name, self.kind, repr(self.shape), *(kernel.header + kernel.body for kernel in kernels)])
 
     def compile(self, trial: Attended) -> None:
         mx.eval(self._attended(trial, trial.written.on_device))
