@@ -129,7 +129,8 @@ DIVERGENT = {
     "two places": "  if (l < 32)\n    threadgroup_barrier(mem_flags::mem_none);\n  else\n"
     "    threadgroup_barrier(mem_flags::mem_none);",
     "after the end": "  if (l >= 32)\n    return;\n  threadgroup_barrier(mem_flags::mem_none);",
-    "a barrier against a sum": "  if (l < 16)\n    threadgroup_barrier(mem_flags::mem_none);\n  else\n    simd_sum(x[i]);",
+    "a barrier against a sum": "  if (l < 16)\n    threadgroup_barrier(mem_flags::mem_none);\n  else\n"
+    "    simd_sum(x[i]);",
     "more rounds for some": "  for (uint k = 0; k <= l / 32; k++)\n    threadgroup_barrier(mem_flags::mem_none);",
 }
 

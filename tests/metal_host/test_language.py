@@ -26,6 +26,7 @@ VALUES: dict[str, list[float]] = {
         0,
     ],
     "r = float4(float(as_type<half2>(0x40003c00u).y), float(as_type<bfloat>(ushort(0x3f80))), 0, 0);": [2, 1, 0, 0],
+    "ushort4 v(0, 0x3f80, 3, 4); r = float4(as_type<float>(v.xy), float(half2(v.zw).y), v.zw[0], 0);": [1, 4, 3, 0],
     "r = float4(char4(-1, 2, -3, 4));": [-1, 2, -3, 4],
     "r = float4(dot(float4(1, 2, 3, 4), float4(1)), length(float2(3, 4)), 0, 0);": [10, 5, 0, 0],
     "r = clamp(float4(-1, 0.5, 2, 9), 0.0f, 1.0f);": [0, 0.5, 1, 1],

@@ -31,6 +31,7 @@ template <class T, int... I> struct Swizzle {
         return most + 1;
     }();
     T v[reach];
+    T operator[](unsigned i) const { return metal::vec<T, count>(*this)[i]; }
     operator metal::vec<T, count>() const { return metal::vec<T, count>(v[I]...); }
     Swizzle &operator=(metal::vec<T, count> x) {
         int from = 0;
@@ -46,6 +47,7 @@ template <class T, int... I> struct Swizzle {
 // What is a vector, or turns into one.
 template <class X> struct vector_like {
     static constexpr int count = 0;
+    using element = void;
 };
 template <class T, int N> struct vector_like<metal::vec<T, N>> {
     static constexpr int count = N;
@@ -55,6 +57,12 @@ template <class T, int... I> struct vector_like<Swizzle<T, I...>> {
     static constexpr int count = sizeof...(I);
     using element = T;
 };
+
+// The components of a swizzle, 0 for all else.
+template <class X> struct swizzle_count : std::integral_constant<int, 0> {
+};
+template <class T, int... I> struct swizzle_count<Swizzle<T, I...>> : std::integral_constant<int, sizeof...(I)> {};
+template <class X> constexpr int swizzles = swizzle_count<X>::value;
 
 template <class A> constexpr int parts = is_scalar<A> ? 1 : vector_like<A>::count;
 
@@ -96,6 +104,8 @@ namespace metal {
         for (int i = 0; i < N; i++)                                                                                    \
             v[i] = T(x[i]);                                                                                            \
     }                                                                                                                  \
+    template <class S, std::enable_if_t<metal_host::swizzles<S> == N && !std::is_same_v<typename metal_host::vector_like<S>::element, T>, int> = 0> \
+    explicit vec(const S &x) : vec(metal_host::own_t<S>(x)) {}                                                         \
     template <class A, class B, class... C,                                                                            \
               std::enable_if_t<((metal_host::parts<A> + metal_host::parts<B>) + ... + metal_host::parts<C>) == N, int> = 0>                                  \
     vec(const A &a, const B &b, const C &...c) {                                                                       \
@@ -316,8 +326,12 @@ using namespace metal;
 
 // The same bits as another type of the same size.
 template <class To, class From> To as_type(const From &from) {
-    static_assert(sizeof(To) == sizeof(From), "as_type needs two types of one size");
-    To to;
-    __builtin_memcpy(static_cast<void *>(&to), &from, sizeof to);
-    return to;
+    if constexpr (metal_host::swizzles<From> > 0) {
+        return as_type<To>(metal_host::own_t<From>(from));
+    } else {
+        static_assert(sizeof(To) == sizeof(From), "as_type needs two types of one size");
+        To to;
+        __builtin_memcpy(static_cast<void *>(&to), &from, sizeof to);
+        return to;
+    }
 }
