@@ -90,9 +90,9 @@ def add_attention(
     """x + out(attention of the normed x), of all rows or of the picked; `pages` is written as by attend."""
 
 def unwritten_pages(pages: int, elements: int, dtype: mx.Dtype) -> mx.array:
-    """Pages that take memory as they are written."""
+    """Pages that take memory as they are written; of type int8 they hold q8, of uint8 q4."""
 
-def page_elements(kv_heads: int, head_dim: int) -> int: ...
+def page_elements(kv_heads: int, head_dim: int, dtype: mx.Dtype) -> int: ...
 def page_bytes(layers: Sequence[mx.array]) -> int:
     """Of one page of `layers`, each (pages, elements), evaluated, with one owner; so for the next three."""
 

@@ -84,10 +84,20 @@ class Request:
 
     def __init__(self, client: "EngineClient", submit: Submit) -> None:
         self.submit = submit
+        self.came = time.monotonic()
         self._client = client
         self._news: asyncio.Queue[Delta] = asyncio.Queue()
         self._over = False
         self.tell: Callable[[Delta], None] = self._news.put_nowait
+
+    @property
+    def submit_now(self) -> Submit:
+        """With the patience that is left."""
+        asker = self.submit.asker
+        if asker.patience is None:
+            return self.submit
+        left = max(0.0, self.came + asker.patience - time.monotonic())
+        return msgspec.structs.replace(self.submit, asker=msgspec.structs.replace(asker, patience=left))
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
@@ -160,6 +170,8 @@ class EngineClient:
         request = Request(self, Submit(self._submitted, list(prompt), sampling, asker))
         self._open[self._submitted] = request
         self._send(request.submit)
+        if not self._alive and asker.patience is not None:
+            asyncio.get_running_loop().call_later(asker.patience, self._expire, request)
         return request
 
     async def report(self) -> Report:
@@ -177,6 +189,11 @@ class EngineClient:
             return
         request.tell(Delta(name, (), "cancelled"))
         self._send(Cancel(name))
+
+    def _expire(self, request: Request) -> None:
+        """Its patience is over; if there still is no engine that would notice, it ends here."""
+        if not self._alive and self._open.pop(request.submit.id, None) is not None:
+            request.tell(Delta(request.submit.id, (), "expired"))
 
     async def close(self) -> None:
         """No child is left, and open requests are told."""
@@ -256,7 +273,7 @@ class EngineClient:
             self._spec = msgspec.structs.replace(self._spec, context=ready.context)
         self._alive = True
         for request in self._open.values():
-            self._send(request.submit)
+            self._send(request.submit_now)
 
     def _send(self, message: ToEngine) -> None:
         """What is meant for a child that is not there yet follows when it is; what was meant for a dead one is void."""

@@ -50,10 +50,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Running:
-    """A pass under way, and the cost of the prompts in it."""
+    """A pass under way: how many answers it goes on with, and the cost of the prompts in it."""
 
     of: Pass
     started: float
+    answers: int
     cost: float
 
 
@@ -123,7 +124,7 @@ class Engine:
         cost = sum(self._pace.cost(work.sequence.computed, work.count) for work in prompts)
         started = self._clock()
         mx.async_eval(following.logits)  # type: ignore[no-untyped-call]
-        return Running(following, started, cost)
+        return Running(following, started, len(following.works) - len(prompts), cost)
 
     def prepare(self) -> None:
         """While a pass runs: the one after it is described, as far as that can be known."""
@@ -133,7 +134,7 @@ class Engine:
     def finish(self, running: Running) -> tuple[Delta, ...]:
         """The pass is over; news of every sequence that got a token."""
         logits = np.asarray(running.of.logits.astype(mx.float32))  # (P, V)
-        self._pace.learn(running.cost, self._clock() - running.started)
+        self._pace.learn(running.answers, running.cost, self._clock() - running.started)
         rows = iter(logits)
         deltas = []
         for work in running.of.works:

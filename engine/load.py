@@ -36,7 +36,9 @@ DISK_BUDGET = 10 * 2**30  # bytes, where a folder is given and no budget
 
 Side = tuple[Llama, Callable[[Batch], Ops], PageStore]
 
-_KV = {"f16": mx.float16, "bf16": mx.bfloat16, "f32": mx.float32}
+# The types of pages. Quantised ones are bytes, which only our own kernels read.
+KV = {"f16": mx.float16, "bf16": mx.bfloat16, "f32": mx.float32}
+CPU_KV = KV | {"q8": mx.int8, "q4": mx.uint8}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def _tier(spec: EngineSpec, brought: Brought) -> DiskTier | None:
 def bring(spec: EngineSpec, checkpoint: GGUFFile | MLXFolder) -> Brought:
     config = config_of(checkpoint)
     device = _device(spec)
+    if device == "builtin" and spec.kv not in KV:
+        raise EngineError(f"--kv-format {spec.kv} is for the CPU device; here it can be {', '.join(KV)}")
     room = room_for(config, _weights(device, spec, checkpoint), spec, free_memory())
     model, ops_of, pages = _SIDES[device](spec, config, checkpoint, room)
     return Brought(config, room, model, ops_of, pages, _name(device))
@@ -123,14 +127,14 @@ def _on_cpu(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room:
     mx.set_default_device(mx.Device(mx.cpu))
     start_cpu(spec.threads)
     model = Llama.load(config, checkpoint, NativeLoader())
-    pool = NativePool(config, room.cache // PAGE, room.context, _KV[spec.kv])
+    pool = NativePool(config, room.cache // PAGE, room.context, CPU_KV[spec.kv])
     return model, lambda batch: NativeOps(config, pool, batch), pool
 
 
 def _on_builtin(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
     dtype = _builtin_dtype(spec, checkpoint)
     model = Llama.load(config, checkpoint, BuiltinLoader(dtype))
-    pool = BuiltinPool(config, room.cache // PAGE, PAGE, _KV[spec.kv])
+    pool = BuiltinPool(config, room.cache // PAGE, PAGE, KV[spec.kv])
     return model, lambda batch: BuiltinOps(config, pool, batch, dtype), pool
 
 

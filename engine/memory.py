@@ -17,6 +17,7 @@ SHARE = 0.9  # of what is free; the rest is for the machine's other work
 CACHE_SHARE = 0.25  # of the room, beyond one sequence's cache
 
 _KV_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
+_KV_GROUP = 32  # dims that share a scale in quantised pages (engine/cpu/kv_codes.h)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,17 @@ class Room:
 
 def token_bytes(config: ModelConfig, kv: str = "f16") -> int:
     """Keys and values of one token in all layers."""
-    return 2 * config.layers * config.attention.kv_heads * config.attention.head_dim * _KV_BYTES[kv]
+    return config.layers * config.attention.kv_heads * _head_bytes(config.attention.head_dim, kv)
+
+
+def _head_bytes(width: int, kv: str) -> int:
+    """Keys and values of a token in one head; codes are filled up to whole operands of the kernels."""
+    scales = 2 * _up(width, _KV_GROUP) // _KV_GROUP
+    if kv == "q8":
+        return _up(width, 4) + _up(width, 16) + 2 * scales
+    if kv == "q4":
+        return _up(width, 8) // 2 + _up(width, _KV_GROUP) // 2 + 2 * scales
+    return 2 * width * _KV_BYTES[kv]
 
 
 def memory_need(config: ModelConfig, weights: int, cache: int, kv: str = "f16", max_batch: int = 16) -> Need:
@@ -127,7 +138,11 @@ def _darwin() -> int:
 
 
 def _whole_pages(tokens: int) -> int:
-    return -(-tokens // PAGE) * PAGE
+    return _up(tokens, PAGE)
+
+
+def _up(count: int, whole: int) -> int:
+    return -(-count // whole) * whole
 
 
 def _size(count: int) -> str:

@@ -21,7 +21,7 @@ class NativePool:
 
     def __init__(self, config: ModelConfig, pages: int, context: int, dtype: mx.Dtype) -> None:
         shape = config.attention
-        elements = _native.page_elements(shape.kv_heads, shape.head_dim)
+        elements = _native.page_elements(shape.kv_heads, shape.head_dim, dtype)
         self.layers = [_native.unwritten_pages(pages, elements, dtype) for _ in range(config.layers)]
         self.rope = mx.array(rope_table(shape.rope, context))
 

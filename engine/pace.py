@@ -11,7 +11,10 @@ BESIDE = 0.1  # seconds of such a pass as long as no other was seen
 FIRST = 64.0  # cost of the first pass, before anything is known of the machine
 ROWS = 8  # kernels take rows in strips of so many
 DENSER = 5.0  # so many times more operations a second do kernels reach with weights than with keys and values
-_FRESH = 0.3  # the weight of a new pass
+LEAST = ROWS  # prompt tokens beside answers: fewer would read the weights for next to nothing
+PROBE = 16  # passes with prompts, one after the other, until one without says how fast answers alone are now
+_FRESH = 0.3  # the weight of a new pass of answers
+_WINDOW = 256.0  # cost of the prompts that the estimate rests on: a machine's speed may change within seconds
 
 
 def steepness(config: ModelConfig) -> float:
@@ -28,7 +31,8 @@ class Pace:
     def __init__(self, steep: float) -> None:
         self._steep = steep
         self._decode: float | None = None  # seconds of a pass of answers alone
-        self._seconds = self._costs = 0.0  # of passes with prompts, the older the less: long passes say more than short
+        self._seconds = self._costs = 0.0  # that prompts of such cost added to their passes, of late
+        self._mixed = 0  # passes since the last of answers alone
 
     def cost(self, past: int, tokens: int) -> float:
         """Of so many tokens after `past` others."""
@@ -40,20 +44,25 @@ class Pace:
         count = (math.sqrt(first * first + 2 * steep * cost) - first) / steep if steep else cost
         return max(1, int(count))
 
-    def budget(self, decoding: int) -> float:
-        """The cost of prompts that the next pass may take."""
+    def budget(self, past: int, answers: int) -> float:
+        """The cost of prompts that the next pass may take, the first of which is so far. Asked once a pass."""
         if not self._costs:
             return FIRST
-        seconds = ALONE
-        if decoding:
-            seconds = (STRETCH - 1) * self._decode if self._decode is not None else BESIDE
-        return seconds * self._costs / self._seconds
+        if not answers:
+            return ALONE * self._costs / self._seconds
+        if self._mixed >= PROBE:
+            self._mixed = 0
+            return 0.0
+        seconds = (STRETCH - 1) * self._decode if self._decode is not None else BESIDE
+        return max(seconds * self._costs / self._seconds, self.cost(past, LEAST))
 
-    def learn(self, cost: float, seconds: float) -> None:
-        """A pass with prompts of that cost took so long. One that has none reads the weights, as does every other."""
-        if cost == 0:
+    def learn(self, answers: int, cost: float, seconds: float) -> None:
+        """A pass took so long. One that has no prompts reads the weights, as does every other."""
+        self._mixed = self._mixed + 1 if cost and answers else 0
+        if not cost:
             self._decode = seconds if self._decode is None else self._decode + _FRESH * (seconds - self._decode)
             return
-        rest = max(seconds - (self._decode or 0.0), seconds / 4)
-        self._seconds += rest - _FRESH * self._seconds
-        self._costs += cost - _FRESH * self._costs
+        self._seconds += max(seconds - (self._decode or 0.0), seconds / 4)
+        self._costs += cost
+        excess = max(1.0, self._costs / max(_WINDOW, cost))
+        self._seconds, self._costs = self._seconds / excess, self._costs / excess

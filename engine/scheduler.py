@@ -199,10 +199,14 @@ class Scheduler:
             flow = self._turns.flow(sequence)  # whose weight is for all its prompts together
             weights[leader] = weights.get(leader, 0) + flow.weight / flows[id(flow)]
         answering = len(self.running) - len(prompts)
-        yield from self._shares(weights, self._pace.budget(answering), answering)
+        if weights:
+            least = min(s.computed for s in weights)
+            yield from self._shares(weights, self._pace.budget(least, answering), answering)
 
     def _shares(self, weights: dict[Sequence, float], budget: float, answering: int) -> Iterator[Work]:
         """What short ones leave over goes to the longer."""
+        if budget <= 0:
+            return
         costs = {s: self._pace.cost(s.computed, s.todo) for s in weights}
         members, most = sorted(weights, key=lambda s: costs[s] / weights[s]), MOST
         for i, s in enumerate(members):

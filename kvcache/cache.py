@@ -1,16 +1,15 @@
 """The page cache: every page is free, held by a sequence, or kept for whoever comes with the same tokens."""
 
-import heapq
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 
 from kvcache.lease import Lease
+from kvcache.leaves import Leaves
 from kvcache.pages import PAGE, PagePool
 from kvcache.store import PageStore
 from kvcache.tier import Tier, TierState, page_key, root_key
-from kvcache.tree import WHOLE, Node, as_bytes
+from kvcache.tree import Node, as_bytes
 
 AHEAD = 64  # pages of one prompt that are on their way from the tier at once
 
@@ -27,28 +26,22 @@ class PageCache:
     """Pages and who has them. Only the engine's thread calls it, and only while no pass runs.
 
     A page is free, or held by leases (in the tree, shared and written no more, or a lease's own), or kept: in the tree
-    and held by nobody. Kept pages make room when others are wanted: leaves first, the least worth among them. Worth is
-    GreedyDual's (Young 1994; Cao and Irani 1997): what a page would cost to compute again, on top of a clock that goes
-    up to the worth of whatever was evicted last, so that old worth fades.
+    and held by nobody. Kept pages make room when others are wanted (see Leaves).
     """
 
     def __init__(
         self, pages: int, store: PageStore, tier: Tier | None = None, identity: bytes = b"", steep: float = 0.0
     ) -> None:
-        """`steep` is how much more a token costs for each one before it, the first one's cost being 1."""
+        """The identity is the model's, its arithmetic's and its pages' layout's; for `steep` see Leaves."""
         self.pool = PagePool(pages)
         self.counts = Counts()
         self._store = store
         self._tier = tier
         self._identity = identity
-        self._steep = steep
-        self._clock = 0.0
         self._roots: dict[bytes, Node] = {}
         self._leases: set[Lease] = set()
         self._kept = 0
-        self._leaves: list[tuple[float, int, int, Node]] = []  # a heap, of kept leaves and of what no longer is one
-        self._uses = 0  # a time: how many leases were closed
-        self._ticket = count()
+        self._leaves = Leaves(steep)
         self._by_key: dict[bytes, Node] = {}  # whole pages, where there is a tier
         self._coming: dict[bytes, tuple[bytes, bytes]] = {}  # key: parent's key, tokens
         self._arrived: list[Node] = []  # held until the leases had their chance
@@ -70,8 +63,8 @@ class PageCache:
 
     @property
     def unsettled(self) -> bool:
-        """Something is to be stored, or on its way."""
-        return bool(self._cold or self._coming)
+        """Something is to be stored, or on its way, or came and waits for those who asked."""
+        return bool(self._cold or self._coming or self._arrived)
 
     def tier_state(self) -> TierState | None:
         return self._tier.state() if self._tier else None
@@ -143,7 +136,7 @@ class PageCache:
         """What it computed is kept, the rest of its pages are free."""
         assert lease.open, "a lease is closed twice"
         lease.open = False
-        self._uses += 1
+        self._leaves.tick()
         self._leases.remove(lease)
         lease.node.writers.remove(lease.writer)
         own = lease.own
@@ -151,7 +144,10 @@ class PageCache:
             self._keep_end(lease.node, lease.writer.tail, own.pop(0))
         for page in own:
             self.pool.give(page)
+        if self._tier is not None and lease.depth:
+            self._tier.use(lease.node.key)
         self._release(lease.node)
+        self._leaves.shrink(self._kept)
 
     def settle(self, wait: float, most: int) -> None:
         """Before leases look: pages that came from the tier are in the tree; some cold ones, at `most`, go there."""
@@ -215,14 +211,15 @@ class PageCache:
 
     def _keep_end(self, above: Node, tokens: bytes, page: int) -> None:
         node = self._attach(above, tokens, page, b"")
-        self._value(node)
+        self._leaves.value(node)
 
     def _attach(self, above: Node, tokens: bytes, page: int, key: bytes) -> Node:
         """A node that nobody holds yet."""
-        for end in above.covered(tokens):
-            self._remove(end)
+        covered = above.covered(tokens)
         node = Node(above, tokens, page, key)
-        above.attach(node)
+        above.attach(node)  # first: a root that has nothing is forgotten
+        for end in covered:
+            self._remove(end)
         self._kept += 1
         if key:
             self._by_key[key] = node
@@ -234,6 +231,7 @@ class PageCache:
             above.holders += 1
 
     def _release(self, node: Node) -> None:
+        cold: list[Node] = []
         for above in node.path():
             above.holders -= 1
             if above.holders > 0:
@@ -242,27 +240,10 @@ class PageCache:
                 self._forget_root(above)
                 continue
             self._kept += 1
-            self._value(above)
+            self._leaves.value(above)
             if self._tier is not None and not above.stored:
-                self._cold.append(above)
-
-    def _value(self, node: Node) -> None:
-        """It was of use just now."""
-        part = len(node.tokens) / WHOLE
-        node.worth = (self._clock + part * (1 + self._steep * node.depth * PAGE), self._uses)
-        self._leaf(node)
-
-    def _leaf(self, node: Node) -> None:
-        if not self._is_kept_leaf(node):
-            return
-        heapq.heappush(self._leaves, (*node.worth, next(self._ticket), node))
-        if len(self._leaves) > 2 * self._kept + 64:  # most are what no longer is one
-            self._leaves = [entry for entry in self._leaves if self._is_kept_leaf(entry[-1], entry[:2])]
-            heapq.heapify(self._leaves)
-
-    def _is_kept_leaf(self, node: Node, worth: tuple[float, int] | None = None) -> bool:
-        """And is still worth so much."""
-        return node.page >= 0 and node.holders == 0 and node.is_leaf and worth in (None, node.worth)
+                cold.append(above)
+        self._cold.extend(reversed(cold))  # a page is of use only with all those before it
 
     def _take(self) -> int:
         while not self.pool.free:
@@ -270,10 +251,7 @@ class PageCache:
         return self.pool.take()
 
     def _evict(self) -> None:
-        value, used, _, node = heapq.heappop(self._leaves)
-        if not self._is_kept_leaf(node, (value, used)):
-            return
-        self._clock = value
+        node = self._leaves.least()
         if self._tier is not None and node.whole:
             self._store_cold(node, self._tier)
         self.counts.evicted += 1
@@ -290,7 +268,7 @@ class PageCache:
         if node.parent.is_root:
             self._forget_root(node.parent)
         else:
-            self._leaf(node.parent)
+            self._leaves.add(node.parent)
 
     def _forget_root(self, root: Node) -> None:
         """Roots are as many as there are salts in use."""
@@ -330,7 +308,7 @@ class PageCache:
 
     def _store_cold(self, node: Node, tier: Tier) -> bool:
         """Whether the tier has the page, or will; there is nothing to store where the page is gone."""
-        if node.page < 0 or node.stored:
+        if node.page < 0:
             return True
         assert node.parent is not None, "a root has no page"
         node.stored = tier.holds(node.key) or tier.store(

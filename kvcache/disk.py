@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -36,6 +37,7 @@ class DiskTier:
         self._lock = threading.Lock()
         self._to_write, self._to_read, self._to_hand_over = (threading.Condition(self._lock) for _ in range(3))
         self._waiting: dict[bytes, tuple[Label, bytes]] = {}  # in order; the first is being written
+        self._used: set[bytes] = set()  # to be noted in the folder
         self._asked: deque[Label] = deque()
         self._reading = False
         self._arrived: list[Fetched] = []
@@ -68,6 +70,13 @@ class DiskTier:
             self._waiting[key] = label, content
             self._to_write.notify()
             return True
+
+    def use(self, key: bytes) -> None:
+        """It was of use, though it did not have to be read; so it stays longer, and with it what it continues."""
+        with self._lock:
+            if self._folder.holds(key):
+                self._used.add(key)
+                self._to_write.notify()
 
     def fetch(self, key: bytes, parent: bytes, tokens: bytes) -> None:
         label = Label(key, parent, tokens, self._page_bytes)
@@ -133,17 +142,30 @@ class DiskTier:
 
     def _write_pages(self) -> None:
         self._done(self._folder.make_room)  # the budget may have been larger last time
-        while (key := self._next_to_write()) is not None:
-            if self._done(lambda: self._folder.write(*self._waiting[key])):
+        while self._stays():
+            self._note_uses()
+            key = self._next_to_write()
+            if key is not None and self._done(partial(self._folder.write, *self._waiting[key])):
                 self._wrote(key)
+        self._note_uses()
 
-    def _next_to_write(self) -> bytes | None:
-        """None when it is time to leave."""
+    def _stays(self) -> bool:
+        """Waits for something to do; there may be nothing when the tier is closed."""
         with self._lock:
-            self._to_write.wait_for(lambda: self._waiting or self._leave is not None)
+            self._to_write.wait_for(lambda: self._waiting or self._used or self._leave is not None)
             if self._leave is not None and time.monotonic() > self._leave:
                 self._waiting.clear()
+            return self._leave is None or bool(self._waiting)
+
+    def _next_to_write(self) -> bytes | None:
+        with self._lock:
             return next(iter(self._waiting), None)
+
+    def _note_uses(self) -> None:
+        with self._lock:
+            used, self._used = self._used, set()
+        for key in used:
+            self._folder.use(key)
 
     def _done(self, work: Callable[[], None]) -> bool:
         """Whether the disk took it. If not, what waits is dropped and storing is off for a while."""

@@ -24,6 +24,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 # The last name may be anything: a link is not followed, a pipe does not wait for its writer, a terminal is not taken.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+_LOCK = _READ | os.O_RDWR  # a lock over NFS wants a file that may be written
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -86,7 +87,7 @@ def read_page(path: str, label: Label) -> bytes:
 def abandoned(part: str) -> bool:
     """Whether whoever wrote this file is gone. The system lets go of a lock when a process ends, however it ends."""
     try:
-        fd = os.open(part, _READ)
+        fd = os.open(part, _LOCK)
     except OSError:
         return False
     try:

@@ -5,7 +5,8 @@
 
 A name says all that the order of leaving needs, so that no file is read at the start.
 The folder is the user's: a file of any other name is never touched. Several processes may share it; each looks anew at
-what the others did whenever it has written a small share of the budget.
+what the others did whenever it has written a small share of the budget. That others are there shows in the time of the
+folder, which changes with every part.
 """
 
 import errno
@@ -27,8 +28,8 @@ _FAN = re.compile(r"[0-9a-f]{2}")
 _PAGE = re.compile(r"([0-9a-f]{64})-([0-9a-f]{64})\.page")
 _PART = re.compile(r"[0-9a-f]{64}-[0-9a-f]{16}\.part")
 
-# A look costs some microseconds a file. With one for each 64th of the budget, a page costs 64 of them, and of the
-# processes that share a folder each but one may exceed the budget by that share.
+# A look costs some microseconds a file, and the interpreter's lock at each. With one for each 64th of the budget a page
+# costs as much as 64 files; of the processes that share a folder, each but one may exceed the budget by that share.
 _LOOKS = 64
 
 # These say nothing of the file: too many are open, no memory, no right to read.
@@ -46,6 +47,8 @@ class PageFolder:
         self._root = os.fspath(folder)
         self._index = PageIndex(_files(self._root))
         self._unseen = 0  # bytes written since the last look
+        self._changed = self._change()
+        self._shared = False  # another process wrote since then
 
     @classmethod
     def open(cls, folder: Path, budget: int) -> Self:
@@ -95,16 +98,22 @@ class PageFolder:
     def write(self, label: Label, content: bytes) -> None:
         """The page is in the folder, and others have left for it. Raises OSError when the disk does not take it."""
         assert label.file_bytes <= self.budget, "a page larger than the budget"
-        if self._unseen > self.budget // _LOOKS:
-            self._index = PageIndex(_files(self._root))
-            self._unseen = 0
+        self._look_around()
         self.make_room(label.file_bytes)
         try:
             self._write(label, content)
         except FileNotFoundError:
             self._write(label, content)  # another server that started took the part for abandoned: once more
-        self._unseen += label.file_bytes
         self._index.add(label.key, Entry(label.parent, label.file_bytes, time.time_ns()))
+        self._unseen += label.file_bytes
+        self._changed = self._change()
+
+    def use(self, key: bytes) -> None:
+        """The page was used now, if it is there."""
+        entry = self._index.use(key, time.time_ns())
+        if entry is not None:
+            with suppress(OSError):  # a disk that became read-only forgets what was used, and no more
+                os.utime(self._path(key, entry.parent), follow_symlinks=False)
 
     def make_room(self, nbytes: int = 0) -> None:
         """The budget has room for so many bytes."""
@@ -115,6 +124,21 @@ class PageFolder:
             key, entry = first
             _remove(self._path(key, entry.parent))
             self._index.forget(key)
+
+    def _look_around(self) -> None:
+        """The index is of what is there, if another process wrote and this one did so long enough."""
+        self._shared |= self._change() != self._changed
+        if self._shared and self._unseen > self.budget // _LOOKS:
+            self._index = PageIndex(_files(self._root))
+            self._shared, self._unseen = False, 0
+
+    def _change(self) -> int | None:
+        """When a part was last made or renamed; None if nothing can be said. Writes within one tick of the clock, some
+        milliseconds, look like one; others that go on writing will show with a later one."""
+        try:
+            return os.stat(self._root).st_mtime_ns
+        except OSError:
+            return None
 
     def check(self) -> None:
         """The index agrees with itself."""

@@ -4,11 +4,10 @@ import heapq
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):  # of numbers and bytes only, so that the garbage collector passes ten thousands of them over
     parent: bytes
     size: int
     used: int  # ns since the epoch
@@ -47,12 +46,13 @@ class PageIndex:
             self.bytes += entry.size
             self._queue(key)
 
-    def use(self, key: bytes, now: int) -> None:
-        """Nothing, if it is not there any more."""
+    def use(self, key: bytes, now: int) -> Entry | None:
+        """None if it is not there any more."""
         with self._lock:
             if key in self._entries:
-                self._entries[key] = replace(self._entries[key], used=now)
+                self._entries[key] = self._entries[key]._replace(used=now)
                 self._queue(key)
+            return self._entries.get(key)
 
     def forget(self, key: bytes) -> None:
         with self._lock:

@@ -47,6 +47,10 @@ class Tier(Protocol):
         """Whether it was taken (to be written soon); not when too much is waiting already, or the tier is off."""
         ...
 
+    def use(self, key: bytes) -> None:
+        """The page was of use, and so were those before it, though nobody had to fetch them."""
+        ...
+
     def fetch(self, key: bytes, parent: bytes, tokens: bytes) -> None:
         """Its content, or a miss, is among `fetched` later."""
         ...

@@ -40,7 +40,7 @@ class Node:
         self.ends: dict[bytes, Node] = {}
         self.holders = 0
         self.worth = (0.0, 0)  # the least goes first when pages are wanted, of equals the one used longest ago
-        self.stored = False  # on a further tier
+        self.stored = False  # a further tier took it; it may have lost it since
         self.writers: list[Writer] = []  # who fills a page that follows this one
 
     @property

@@ -222,7 +222,7 @@ class Generation:
             self.close()
             raise news
         index, delta = news
-        while self._news and _continues(self._news[0], index, delta):
+        while self._news and _continues(self._news[0], index):
             _, more = self._news.popleft()  # type: ignore[misc]  # _continues knows that it is no error
             delta = Delta(delta.id, delta.tokens + more.tokens, more.finish, more.fault, more.cost or delta.cost)
         return index, delta
@@ -238,9 +238,9 @@ class Generation:
         return Piece(index, text, tokens, choice.finish)
 
 
-def _continues(news: tuple[int, Delta] | PunaError, index: int, delta: Delta) -> bool:
-    """The news go on where the delta ends, and lose nothing when they are told with it."""
-    return not isinstance(news, PunaError) and news[0] == index and delta.finish is None and news[1].fault is None
+def _continues(news: tuple[int, Delta] | PunaError, index: int) -> bool:
+    """The news are of that choice, and take nothing from those before them when they are told together."""
+    return not isinstance(news, PunaError) and news[0] == index and news[1].fault is None
 
 
 def _check(delta: Delta) -> None:

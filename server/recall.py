@@ -24,6 +24,7 @@ MOST_CONVERSATIONS = 256
 MOST_PROMPTS = 4  # of a conversation; one that goes on where an earlier one ended takes its place
 MOST_MISSES = 16
 LEAST_LOSS = 64  # tokens; pages have 32, and what ends within one may be computed again
+LEAST_COMMON = 32  # tokens; conversations of one template begin alike, and are not one for that
 AROUND = 8  # tokens of text before the difference
 AFTER = 16  # and from it on
 
@@ -126,7 +127,8 @@ class Recollection:
         if self._earlier is None:
             return None
         common = self._common
-        differs = common < min(len(self._earlier), len(self._ids))
+        follows = common >= LEAST_COMMON or _resumes(self._earlier[common:], self._ids[common:])
+        differs = follows and common < min(len(self._earlier), len(self._ids))
         changed = len(self._earlier) - common if differs and cached < common + LEAST_LOSS else 0
         evicted = min(common, len(self._ids) - 1) - cached
         if max(changed, evicted) < LEAST_LOSS:
@@ -157,6 +159,13 @@ def _common(a: Ids, b: Ids) -> int:
     length = min(len(a), len(b))
     differing = np.flatnonzero(a[:length] != b[:length])
     return int(differing[0]) if len(differing) else length
+
+
+def _resumes(was: Ids, now: Ids) -> bool:
+    """Soon after they part, both say the same again: a word was changed, and it is no other conversation."""
+    views = np.lib.stride_tricks.sliding_window_view(now[:512], 16) if len(now) >= 16 else np.empty((0, 16), np.int32)
+    looked_for = [was[at : at + 16] for at in (16, 48, 112) if at + 16 <= len(was)]
+    return any(bool((views == window).all(axis=1).any()) for window in looked_for)
 
 
 def _shown(text: str) -> str:

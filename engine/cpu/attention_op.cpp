@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kernels.h"
+#include "kv_codes.h"
 #include "pool.h"
 
 namespace puna {
@@ -20,19 +21,24 @@ KV kv_format(mx::Dtype dtype) {
   if (dtype == mx::float32) return KV::f32;
   if (dtype == mx::float16) return KV::f16;
   if (dtype == mx::bfloat16) return KV::bf16;
-  throw std::invalid_argument("[attend] pages must be float32, float16 or bfloat16");
+  if (dtype == mx::int8) return KV::q8;
+  if (dtype == mx::uint8) return KV::q4;
+  throw std::invalid_argument("[attend] pages must be float32, float16, bfloat16, int8 (q8) or uint8 (q4)");
 }
 
 namespace {
 
 struct Call : AttentionCall {
   int64_t group() const { return plan.shape.heads / plan.shape.kv_heads; }
-  int64_t head_bytes() const { return plan.shape.head_dim * PAGE * (format == KV::f32 ? 4 : 2); }
-  char *keys(int64_t sequence, int64_t index, int64_t head) const {
-    const int64_t page = plan.tables[sequence * plan.table_width + index];
-    return pages + (page * 2 * plan.shape.kv_heads + head) * head_bytes();
+  int64_t key_size() const { return key_bytes(format, plan.shape.head_dim); }
+  int64_t value_size() const { return value_bytes(format, plan.shape.head_dim); }
+  char *page(int64_t sequence, int64_t index) const {
+    return pages + plan.tables[sequence * plan.table_width + index] * plan.shape.kv_heads * (key_size() + value_size());
   }
-  char *values(char *keys) const { return keys + plan.shape.kv_heads * head_bytes(); }
+  char *keys(int64_t sequence, int64_t index, int64_t head) const { return page(sequence, index) + head * key_size(); }
+  char *values(int64_t sequence, int64_t index, int64_t head) const {
+    return page(sequence, index) + plan.shape.kv_heads * key_size() + head * value_size();
+  }
   // The G heads of row `row` that share a KV head. Here lie the queries until their sums take the place.
   float *heads_out(int64_t row, int64_t head) const { return out + (row * plan.shape.kv_heads + head) * group() * plan.shape.head_dim; }
 };
@@ -65,6 +71,8 @@ struct Pieces {
   static constexpr int64_t partial_floats(int64_t queries, int64_t width) { return 2 * line(queries) + line(queries * width); }
 
   float *take(int64_t count) { return std::exchange(next, next + line(count)); }
+  template <class T>
+  T *take_of(int64_t count) { return reinterpret_cast<T *>(take((count * sizeof(T) + 3) / 4)); }
   Partial partial(int64_t queries, int64_t width) { return {take(queries), take(queries), take(queries * width)}; }
 };
 
@@ -103,8 +111,8 @@ void write_rows(const Call &c, const Rows &rows) {
   for (int64_t h = 0; h < s.kv_heads; ++h) {
     const int64_t from = (rows.begin * s.kv_heads + h) * width, stride = s.kv_heads * width;
     for (int64_t r = 0; r < rows.count; ++r) prepare(c, c.k + from + r * stride, c.k_norm, position + r, keys + r * width);
-    char *page = c.keys(rows.sequence, position / PAGE, h);
-    kernels().attention->write(keys, c.v + from, stride, rows.count, width, position % PAGE, c.format, page, c.values(page));
+    kernels().attention->write(keys, c.v + from, stride, rows.count, width, position % PAGE, c.format,
+                               c.keys(rows.sequence, position / PAGE, h), c.values(rows.sequence, position / PAGE, h));
   }
 }
 
@@ -135,6 +143,24 @@ Partial from_row(const Partial &p, int64_t row, int64_t group, int64_t width) {
   return {p.maxima + row * group, p.sums + row * group, p.out + row * group * width};
 }
 
+// A tile's queries for one KV head.
+struct Queries {
+  float *floats;  // (rows, G, Dh)
+  QueryCodes codes;
+
+  static int64_t room(int64_t n, int64_t width) {
+    const int64_t groups = kv_groups(width);
+    return Pieces::line(n * width) + Pieces::line(n * groups * KV_GROUP / 2) + 2 * Pieces::line(n * groups * KV_GROUP / 4) +
+           Pieces::line(n * groups) + Pieces::line(n);
+  }
+  static Queries in(Pieces &pieces, int64_t n, int64_t width) {
+    const int64_t dims = kv_groups(width) * KV_GROUP;
+    return {pieces.take(n * width),
+            {dims, pieces.take_of<int16_t>(n * dims), pieces.take_of<int8_t>(n * dims), pieces.take_of<int8_t>(n * dims),
+             pieces.take_of<int32_t>(n * dims / KV_GROUP), pieces.take(n)}};
+  }
+};
+
 // A tile through one KV head, of which a unit of work takes some partitions.
 struct HeadTile {
   const Call &c;
@@ -146,7 +172,7 @@ struct HeadTile {
   int64_t queries() const { return rows.count * group(); }
 
   // What partition `index` gives, for the rows that see of it.
-  void attend(int64_t index, const float *queries, float *scratch, const Partial &out) const {
+  void attend(int64_t index, const Queries &queries, float *scratch, const Partial &out) const {
     const Seeing seeing(c.plan, rows, index);
     const int64_t start = index * PARTITION;
     int32_t first[TILE_QUERIES], last[TILE_QUERIES];
@@ -155,15 +181,15 @@ struct HeadTile {
       first[r] = static_cast<int32_t>(std::max(span.first - start, int64_t{0}));
       last[r] = static_cast<int32_t>(std::min(span.last - start, PARTITION));
     }
-    const void *keys[PARTITION / PAGE] = {}, *values[PARTITION / PAGE] = {};
-    const int64_t end = c.plan.span(rows, rows.count - 1).last;
+    const void *keys[PARTITION / PAGE] = {}, *values[PARTITION / PAGE] = {}, *next[PARTITION / PAGE] = {};
+    const int64_t end = c.plan.span(rows, rows.count - 1).last, to_come = std::min(end - start - PARTITION, PARTITION);
     for (int64_t t = first[seeing.begin] / PAGE; t * PAGE < last[seeing.end - 1]; ++t) {
-      char *page = c.keys(rows.sequence, start / PAGE + t, head);
-      keys[t] = page;
-      values[t] = c.values(page);
+      keys[t] = c.keys(rows.sequence, start / PAGE + t, head);
+      values[t] = c.values(rows.sequence, start / PAGE + t, head);
     }
-    const void *next = start + PARTITION < end ? c.keys(rows.sequence, (start + PARTITION) / PAGE, head) : nullptr;
-    const AttentionTile tile{seeing.end - seeing.begin, group(), width(), queries + seeing.begin * group() * width(),
+    for (int64_t t = 0; t * PAGE < to_come; ++t) next[t] = c.keys(rows.sequence, (start + PARTITION) / PAGE + t, head);
+    const QueryCodes codes = from_query(queries.codes, seeing.begin * group());
+    const AttentionTile tile{seeing.end - seeing.begin, group(), width(), queries.floats + seeing.begin * group() * width(), &codes,
                              first + seeing.begin, last + seeing.begin, c.format, keys, values, next, scratch};
     kernels().attention->partition(tile, from_row(out, seeing.begin, group(), width()));
   }
@@ -200,11 +226,12 @@ void attend_unit(const Call &c, const Unit &unit) {
   thread_local Floats memory;
   const HeadTile tile{c, *unit.rows, unit.head};
   const int64_t n = tile.queries(), width = tile.width(), part = Pieces::partial_floats(n, width);
-  Pieces pieces{memory.at_least(2 * part + Pieces::line(n * width) + attention_scratch(n, width))};
-  float *queries = pieces.take(n * width);
+  Pieces pieces{memory.at_least(2 * part + Queries::room(n, width) + attention_scratch(n, width))};
+  const Queries queries = Queries::in(pieces, n, width);
   for (int64_t r = 0; r < tile.rows.count; ++r) {
-    std::copy_n(c.heads_out(tile.rows.at + r, unit.head), tile.group() * width, queries + r * tile.group() * width);
+    std::copy_n(c.heads_out(tile.rows.at + r, unit.head), tile.group() * width, queries.floats + r * tile.group() * width);
   }
+  if (quantised(c.format)) code_queries(queries.floats, n, width, queries.codes);
   const Partial next = pieces.partial(n, width), total = pieces.partial(n, width);
   for (int64_t p = unit.begin; p < unit.end; ++p) {
     if (unit.kept) {
@@ -312,7 +339,10 @@ void ask_for_huge_pages(void *memory, size_t bytes) {
 
 void run_attention(const AttentionCall &call) { attend_rows(Call{call}); }
 
-int64_t page_elements(int64_t kv_heads, int64_t head_dim) { return 2 * kv_heads * head_dim * PAGE; }
+int64_t page_elements(int64_t kv_heads, int64_t head_dim, mx::Dtype dtype) {
+  const KV format = kv_format(dtype);
+  return kv_heads * (key_bytes(format, head_dim) + value_bytes(format, head_dim)) / dtype.size();
+}
 
 mx::array unwritten_pages(int64_t pages, int64_t elements, mx::Dtype dtype) {
   kv_format(dtype);
@@ -349,9 +379,8 @@ AttentionPlan::AttentionPlan(AttentionShape s, float e, bool i, std::vector<int3
 }
 
 void check_pages(const AttentionPlan &plan, const mx::array &pages) {
-  const int64_t elements = page_elements(plan.shape.kv_heads, plan.shape.head_dim);
+  const int64_t elements = page_elements(plan.shape.kv_heads, plan.shape.head_dim, pages.dtype());
   require(pages.ndim() == 2 && pages.shape(1) == elements, "pages is (pages, page_elements)");
-  kv_format(pages.dtype());
   for (int32_t page : plan.tables) require(page >= 0 && page < pages.shape(0), "a page lies outside of the pool");
 }
 

@@ -51,7 +51,7 @@ struct AttentionPlan {
   }
 };
 
-// Raw pointers of one call. A page is keys (K, Dh, PAGE), then values (K, PAGE, Dh).
+// Raw pointers of one call. A page is the keys of every KV head, key_bytes each, then their values, value_bytes each.
 struct AttentionCall {
   const AttentionPlan &plan;
   const std::vector<Rows> &tiles;  // of the plan: which rows attend, while keys and values are all rows'
@@ -62,11 +62,11 @@ struct AttentionCall {
 };
 void run_attention(const AttentionCall &call);
 
-// The format of pages; throws if attention knows none for the type.
+// The format of pages; throws if attention knows none for the type. Quantised pages are bytes: int8 those of q8, uint8 of q4.
 KV kv_format(mx::Dtype dtype);
 
 // Elements of one page of one layer: keys and values of PAGE tokens for all KV heads.
-int64_t page_elements(int64_t kv_heads, int64_t head_dim);
+int64_t page_elements(int64_t kv_heads, int64_t head_dim, mx::Dtype dtype);
 
 // Pages (pages, page_elements) whose content is whatever memory holds: the system gives it page by page as it is written, so
 // a cache costs what is in it. Attention never looks at a token that was not written.

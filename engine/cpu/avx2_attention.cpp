@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "attention.h"
+#include "avx2_codes.h"
 #include "avx2_lanes.h"
 #include "halves.h"
 
@@ -12,7 +13,7 @@ namespace {
 
 constexpr int64_t LINE = 64;  // bytes of a cache line
 
-constexpr int64_t bytes_of(KV format) { return format == KV::f32 ? 4 : 2; }
+constexpr int64_t bytes_of(KV format) { return format == KV::f32 ? 4 : 2; }  // of a number that is no code
 
 template <KV F>
 __m256 eight(const void *data, int64_t i) {
@@ -45,6 +46,7 @@ void widen(const void *data, int64_t rows, int64_t width, KV format, float *out)
     case KV::f32: return widen<KV::f32>(data, rows, width, out);
     case KV::f16: return widen<KV::f16>(data, rows, width, out);
     case KV::bf16: return widen<KV::bf16>(data, rows, width, out);
+    default: return;
   }
 }
 
@@ -116,7 +118,8 @@ void exponentials(float *p, int64_t first, int64_t last, float *maximum, float *
 
 // Adds tokens [first, last) of a page to Q queries' sums of values: 8 V columns, one chain over tokens each.
 template <int Q, int V>
-void weigh_columns(const float *p, int64_t head_dim, int64_t column, const float *values, int64_t first, int64_t last, float *out) {
+void weigh_columns(const float *p, int64_t head_dim, int64_t column, const float *values, int64_t stride, int64_t first, int64_t last,
+                   float *out) {
   __m256i mask[V];
   __m256 acc[Q][V];
 #pragma GCC unroll 8
@@ -126,7 +129,7 @@ void weigh_columns(const float *p, int64_t head_dim, int64_t column, const float
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) acc[q][v] = _mm256_maskload_ps(out + q * head_dim + column + 8 * v, mask[v]);
   for (int64_t t = first; t < last; ++t) {
-    const float *row = values + t * widened(head_dim) + column;
+    const float *row = values + t * stride + column;
     __m256 value[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) value[v] = _mm256_load_ps(row + 8 * v);
@@ -143,21 +146,28 @@ void weigh_columns(const float *p, int64_t head_dim, int64_t column, const float
     for (int v = 0; v < V; ++v) _mm256_maskstore_ps(out + q * head_dim + column + 8 * v, mask[v], acc[q][v]);
 }
 
+// Columns [column, end) of the values of a page.
+struct Columns {
+  const float *values;
+  int64_t stride, column, end;
+};
+
 // All columns of Q queries; V vectors at a time, the last ones two at a time.
 template <int Q, int V>
-void weigh(const float *p, int64_t head_dim, const float *values, int64_t first, int64_t last, float *out) {
+void weigh(const float *p, int64_t head_dim, const Columns &c, int64_t first, int64_t last, float *out) {
   if (first >= last) return;
-  int64_t column = 0;
-  for (; column + 8 * V <= widened(head_dim); column += 8 * V)
-    weigh_columns<Q, V>(p, head_dim, column, values, first, last, out);
-  for (; column < head_dim; column += 16) weigh_columns<Q, 2>(p, head_dim, column, values, first, last, out);
+  int64_t column = c.column;
+  for (; column + 8 * V <= widened(c.end); column += 8 * V)
+    weigh_columns<Q, V>(p, head_dim, column, c.values, c.stride, first, last, out);
+  for (; column < c.end; column += 16) weigh_columns<Q, 2>(p, head_dim, column, c.values, c.stride, first, last, out);
 }
 
-// One tile, with its scratch: scores (queries, PARTITION), a page of keys (Dh, PAGE) and one of values (PAGE, widened Dh).
+// One tile, with its scratch: scores (queries, PARTITION), the same times a group's scales, a page of keys (Dh, PAGE) and one
+// of values (PAGE, widened Dh).
 struct Work {
   const AttentionTile &tile;
   const Partial &out;
-  float *scores, *keys, *values;
+  float *scores, *weights, *keys, *values;
 
   // Tokens of `page` that query q sees.
   int64_t first(int64_t q, int64_t page) const { return std::max<int64_t>(tile.first[q / tile.group] - page * PAGE, 0); }
@@ -170,34 +180,69 @@ struct Work {
     page_scores(tile.queries + q * tile.head_dim, count, tile.head_dim, source, scores + q * PARTITION + page * PAGE);
   }
 
+  void add_coded_scores(int64_t page, int64_t q, int64_t count) const {
+    auto *const codes = reinterpret_cast<int16_t *>(keys);
+    avx2_codes::widen_keys(tile.keys[page], tile.format, tile.head_dim, codes);
+    const auto score = [&](auto function, int64_t i) {
+      for (int64_t t = 0; t < PAGE; t += 16) {
+        function(from_query(*tile.codes, i), tile.head_dim, codes, tile.keys[page], tile.format, t,
+                 scores + i * PARTITION + page * PAGE + t);
+      }
+    };
+    const int64_t end = q + count;
+    for (; q + 2 <= end; q += 2) score(avx2_codes::score_codes<2>, q);
+    if (q < end) score(avx2_codes::score_codes<1>, q);
+  }
+
   template <int Q, int V>
-  void weigh_between(int64_t page, int64_t q, int64_t from, int64_t to) const {
-    weigh<Q, V>(scores + q * PARTITION + page * PAGE, tile.head_dim, values, from, to, out.out + q * tile.head_dim);
+  void weigh_between(int64_t page, const float *p, const Columns &columns, int64_t q, int64_t from, int64_t to) const {
+    weigh<Q, V>(p + q * PARTITION + page * PAGE, tile.head_dim, columns, from, to, out.out + q * tile.head_dim);
   }
 
   // Tokens that all four see are weighed together; what only some see comes before or after, in the order of tokens.
-  void weigh_four(int64_t page, int64_t q) const {
+  void weigh_four(int64_t page, const float *p, const Columns &columns, int64_t q) const {
     int64_t from = 0, to = PAGE;
     for (int64_t i = q; i < q + 4; ++i) from = std::max(from, first(i, page)), to = std::min(to, last(i, page));
     to = std::max(from, to);
-    for (int64_t i = q; i < q + 4; ++i) weigh_between<1, 8>(page, i, first(i, page), std::min(from, last(i, page)));
-    weigh_between<4, 2>(page, q, from, to);
-    for (int64_t i = q; i < q + 4; ++i) weigh_between<1, 8>(page, i, std::max(to, first(i, page)), last(i, page));
+    for (int64_t i = q; i < q + 4; ++i) weigh_between<1, 8>(page, p, columns, i, first(i, page), std::min(from, last(i, page)));
+    weigh_between<4, 2>(page, p, columns, q, from, to);
+    for (int64_t i = q; i < q + 4; ++i) weigh_between<1, 8>(page, p, columns, i, std::max(to, first(i, page)), last(i, page));
+  }
+
+  void weigh_columns_of(int64_t page, const float *p, const Columns &columns, int64_t q, int64_t count) const {
+    const int64_t end = q + count;
+    for (; q + 4 <= end; q += 4) weigh_four(page, p, columns, q);
+    for (; q < end; ++q) weigh_between<1, 8>(page, p, columns, q, first(q, page), last(q, page));
   }
 
   void add_values(int64_t page, int64_t q, int64_t count) const {
     widen(tile.values[page], PAGE, tile.head_dim, tile.format, values);
-    const int64_t end = q + count;
-    for (; q + 4 <= end; q += 4) weigh_four(page, q);
-    for (; q < end; ++q) weigh_between<1, 8>(page, q, first(q, page), last(q, page));
+    weigh_columns_of(page, scores, {values, widened(tile.head_dim), 0, tile.head_dim}, q, count);
+  }
+
+  // Group by group, with the exponentials times the group's scales: in whole vectors, of which only seen tokens count.
+  void add_coded_values(int64_t page, int64_t q, int64_t count) const {
+    const int64_t groups = kv_groups(tile.head_dim), stride = tile.format == KV::q8 ? widened(tile.head_dim) : groups * KV_GROUP;
+    avx2_codes::widen_values(tile.values[page], tile.format, tile.head_dim, values);
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t t = 0; t < PAGE; t += 8) {
+        const __m256 scale = avx2_codes::load_scales(tile.values[page], value_codes(tile.format, tile.head_dim), g, t);
+        for (int64_t i = q; i < q + count; ++i) {
+          const int64_t at = i * PARTITION + page * PAGE + t;
+          _mm256_store_ps(weights + at, _mm256_mul_ps(_mm256_load_ps(scores + at), scale));
+        }
+      }
+      weigh_columns_of(page, weights, {values, stride, g * KV_GROUP, std::min((g + 1) * KV_GROUP, tile.head_dim)}, q, count);
+    }
   }
 };
 
 void partition(const AttentionTile &tile, const Partial &out) {
   const int64_t queries = tile.rows * tile.group, width = widened(tile.head_dim);
-  const int64_t bytes = PAGE * tile.head_dim * bytes_of(tile.format);
-  float *const keys = tile.scratch + queries * (PARTITION + width);
-  const Work work{tile, out, tile.scratch, keys, keys + PAGE * width};
+  const int64_t bytes = key_bytes(tile.format, tile.head_dim);
+  const bool coded = quantised(tile.format);
+  float *const weights = tile.scratch + queries * PARTITION, *const keys = weights + queries * PARTITION;
+  const Work work{tile, out, tile.scratch, weights, keys, keys + PAGE * width};
   const int64_t begin = tile.first[0] / PAGE, end = (tile.last[tile.rows - 1] + PAGE - 1) / PAGE;
   // The queries that see a page are neighbours, since first and last ascend.
   const auto of_each_page = [&](const void *const *pages, const void *after, const auto &add) {
@@ -210,12 +255,16 @@ void partition(const AttentionTile &tile, const Partial &out) {
       if (q < past) add(page, q, past - q);
     }
   };
-  of_each_page(tile.keys, tile.values[begin], [&](int64_t page, int64_t q, int64_t n) { work.add_scores(page, q, n); });
+  of_each_page(tile.keys, tile.values[begin], [&](int64_t page, int64_t q, int64_t n) {
+    coded ? work.add_coded_scores(page, q, n) : work.add_scores(page, q, n);
+  });
   for (int64_t q = 0; q < queries; ++q) {
     exponentials(work.scores + q * PARTITION, tile.first[q / tile.group], tile.last[q / tile.group], out.maxima + q, out.sums + q);
   }
   std::fill_n(out.out, queries * tile.head_dim, 0.0f);
-  of_each_page(tile.values, tile.next, [&](int64_t page, int64_t q, int64_t n) { work.add_values(page, q, n); });
+  of_each_page(tile.values, tile.next ? tile.next[0] : nullptr, [&](int64_t page, int64_t q, int64_t n) {
+    coded ? work.add_coded_values(page, q, n) : work.add_values(page, q, n);
+  });
 }
 
 template <KV F>
@@ -245,6 +294,8 @@ void write(const float *keys, const float *values, int64_t stride, int64_t token
     case KV::f32: return write_as<KV::f32>(keys, values, stride, tokens, head_dim, slot, key_page, value_page);
     case KV::f16: return write_as<KV::f16>(keys, values, stride, tokens, head_dim, slot, key_page, value_page);
     case KV::bf16: return write_as<KV::bf16>(keys, values, stride, tokens, head_dim, slot, key_page, value_page);
+    case KV::q8:
+    case KV::q4: return write_codes(keys, values, stride, tokens, head_dim, slot, format, key_page, value_page);
   }
 }
 

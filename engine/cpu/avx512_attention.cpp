@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "attention.h"
+#include "avx512_codes.h"
 #include "avx512_lanes.h"
 #include "halves.h"
 
@@ -17,11 +18,15 @@ constexpr int64_t SCORED = 8, SCORED_TWICE = 6, WEIGHED = 6;  // queries that sh
 // With more queries than this it pays to widen a page once for all of them.
 constexpr int64_t NARROW = 8;
 
+// Bytes of `count` numbers.
 template <KV F>
-constexpr int64_t BYTES = F == KV::f32 ? 4 : 2;
+constexpr int64_t bytes(int64_t count) {
+  return F == KV::q4 ? count / 2 : F == KV::q8 ? count : F == KV::f32 ? 4 * count : 2 * count;
+}
 
 template <KV F>
 __m512 load(const void *data, int64_t i, __mmask16 m = 0xffff) {
+  if constexpr (quantised(F)) return load_codes<F>(data, i);
   if constexpr (F == KV::f32) return _mm512_maskz_loadu_ps(m, static_cast<const float *>(data) + i);
   const __m256i half = _mm256_maskz_loadu_epi16(m, static_cast<const uint16_t *>(data) + i);
   if constexpr (F == KV::f16) return _mm512_cvtph_ps(half);
@@ -46,11 +51,11 @@ void write_as(const float *keys, const float *values, int64_t stride, int64_t to
   }
 }
 
-// Asks for the cache lines of the page to come that lie where `count` elements from `i` lie in this one: the hardware's own
-// prefetcher stops at the end of a page.
+// Asks for the cache lines of a page to come that lie where `count` elements from `i` lie in this one. While a page of keys is
+// read these are of its values, and then of the keys of a partition later: what is nearer would not arrive in time.
 template <KV F>
 void prefetch(const char *ahead, int64_t i, int64_t count) {
-  for (int64_t byte = 0; byte < count * BYTES<F>; byte += 64) _mm_prefetch(ahead + i * BYTES<F> + byte, _MM_HINT_T1);
+  for (int64_t byte = 0; byte < bytes<F>(count); byte += 64) _mm_prefetch(ahead + bytes<F>(i) + byte, _MM_HINT_T1);
 }
 
 // Scores of P pages for Q queries: each score is one chain over Dh, 2 P Q of them side by side.
@@ -90,14 +95,14 @@ void score(const float *queries, int64_t head_dim, const void *const *keys, cons
 // Rows of values of a partition, in pages.
 struct Values {
   const void *const *pages;
-  int64_t stride;       // elements from a token to the next
-  const void *next;     // to prefetch after the last page
-  bool ahead;           // whether to prefetch at all
+  int64_t stride;           // elements from a token to the next
+  const void *const *next;  // to prefetch meanwhile, page by page; may be null
 };
 
-// V vectors of the sums of Q queries go on over the tokens [first, last): Q * V chains.
+// V vectors of the sums of Q queries go on over the tokens [first, last): Q * V chains. Of quantised values two vectors are a
+// group, whose weights lie `apart` from those of the group before.
 template <KV F, int Q, int V>
-void weigh(const float *p, int64_t first, int64_t last, const Values &values, int64_t column, __mmask16 m, float *out,
+void weigh(const float *p, int64_t apart, int64_t first, int64_t last, const Values &values, int64_t column, __mmask16 m, float *out,
            int64_t head_dim) {
   __m512 sums[Q][V];
 #pragma GCC unroll 8
@@ -107,8 +112,7 @@ void weigh(const float *p, int64_t first, int64_t last, const Values &values, in
   }
   for (int64_t page = first / PAGE; page * PAGE < last; ++page) {
     const int64_t begin = page * PAGE, from = std::max(first, begin), to = std::min(last, begin + PAGE);
-    const char *ahead = nullptr;
-    if (values.ahead) ahead = static_cast<const char *>(begin + PAGE < last ? values.pages[page + 1] : values.next);
+    const char *ahead = values.next ? static_cast<const char *>(values.next[page]) : nullptr;
     for (int64_t t = from; t < to; ++t) {
       const int64_t at = (t - begin) * values.stride + column;
       __m512 row[V];
@@ -117,9 +121,11 @@ void weigh(const float *p, int64_t first, int64_t last, const Values &values, in
       if (ahead) prefetch<F>(ahead, at, 16 * V);
 #pragma GCC unroll 8
       for (int q = 0; q < Q; ++q) {
-        const __m512 weight = _mm512_set1_ps(p[q * PARTITION + t]);
+        const float *const weight = p + q * PARTITION + t;
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sums[q][v] = _mm512_fmadd_ps(weight, row[v], sums[q][v]);
+        for (int v = 0; v < V; ++v) {
+          sums[q][v] = _mm512_fmadd_ps(_mm512_set1_ps(weight[quantised(F) ? v / 2 * apart : 0]), row[v], sums[q][v]);
+        }
       }
     }
   }
@@ -134,9 +140,21 @@ void weigh(const float *p, int64_t first, int64_t last, const Values &values, in
 template <KV F, int Q>
 void weigh_heads(const float *p, int64_t first, int64_t last, const Values &values, float *out, int64_t head_dim) {
   int64_t column = 0;
-  for (; column + 64 <= head_dim; column += 64) weigh<F, Q, 4>(p, first, last, values, column, 0xffff, out, head_dim);
+  for (; column + 64 <= head_dim; column += 64) weigh<F, Q, 4>(p, 0, first, last, values, column, 0xffff, out, head_dim);
   for (; column < head_dim; column += 16) {
-    weigh<F, Q, 1>(p, first, last, values, column, first_lanes(head_dim - column), out, head_dim);
+    weigh<F, Q, 1>(p, 0, first, last, values, column, first_lanes(head_dim - column), out, head_dim);
+  }
+}
+
+// The same over one or two groups of quantised columns from `column` on, by weights that are multiplied by their scales.
+template <KV F, int Q>
+void weigh_groups(const float *weights, int64_t apart, int64_t first, int64_t last, const Values &values, int64_t column, float *out,
+                  int64_t head_dim) {
+  const int64_t end = std::min(column + 2 * KV_GROUP, head_dim);
+  if (column + 64 <= end) return weigh<F, Q, 4>(weights, apart, first, last, values, column, 0xffff, out, head_dim);
+  for (int64_t c = column; c < end; c += 16) {
+    const float *const group = weights + (c - column) / KV_GROUP * apart;
+    weigh<F, Q, 1>(group, 0, first, last, values, c, first_lanes(head_dim - c), out, head_dim);
   }
 }
 
@@ -168,6 +186,12 @@ constexpr Score<F> SCORE[2][SCORED] = {{score<F, 1, 1>, score<F, 2, 1>, score<F,
                                        {score<F, 1, 2>, score<F, 2, 2>, score<F, 3, 2>, score<F, 4, 2>, score<F, 5, 2>,
                                         score<F, 6, 2>}};
 template <KV F>
+constexpr decltype(&score_codes<F, 1>) SCORE_CODES[] = {score_codes<F, 1>, score_codes<F, 2>, score_codes<F, 3>,
+                                                        score_codes<F, 4>, score_codes<F, 5>, score_codes<F, 6>};
+template <KV F>
+constexpr decltype(&weigh_groups<F, 1>) WEIGH_GROUPS[] = {weigh_groups<F, 1>, weigh_groups<F, 2>, weigh_groups<F, 3>,
+                                                          weigh_groups<F, 4>, weigh_groups<F, 5>, weigh_groups<F, 6>};
+template <KV F>
 using Weigh = decltype(&weigh_heads<F, 1>);
 template <KV F>
 constexpr Weigh<F> WEIGH[] = {weigh_heads<F, 1>, weigh_heads<F, 2>, weigh_heads<F, 3>,
@@ -194,6 +218,16 @@ struct Work {
   int64_t first(int64_t q) const { return tile.first[q / tile.group]; }
   int64_t last(int64_t q) const { return tile.last[q / tile.group]; }
 
+  template <KV F>
+  void score_coded(int64_t page, const void *ahead) const {
+    const int64_t begin = page * PAGE, end = begin + PAGE;
+    shared(queries(), CODED, [&](int64_t q, int64_t n) {
+      if (first(q) >= end || last(q + n - 1) <= begin) return;
+      SCORE_CODES<F>[n - 1](from_query(*tile.codes, q), tile.head_dim, tile.keys[page], ahead, scores + q * PARTITION + begin);
+      ahead = nullptr;
+    });
+  }
+
   // Scores of `count` neighbouring pages, one or two.
   template <KV F>
   void score_pages(int64_t page, int64_t count, const void *const *keys, std::array<const void *, 2> ahead) const {
@@ -206,27 +240,75 @@ struct Work {
     });
   }
 
-  // Tokens that all queries of a share see go together; what only some see goes query by query, before and after.
-  template <KV F>
-  void weigh_all(Values values) const {
-    const auto go = [&](int64_t q, int64_t count, int64_t from, int64_t to) {
-      if (from >= to) return;
-      WEIGH<F>[count - 1](scores + q * PARTITION, from, to, values, out.out + q * tile.head_dim, tile.head_dim);
+  // Scores become exponentials, and the sums of values zero.
+  void make_weights() const {
+    for (int64_t q = 0; q < queries(); ++q) {
+      exponentials(scores + q * PARTITION, first(q), last(q), out.maxima + q, out.sums + q);
+    }
+    std::fill_n(out.out, queries() * tile.head_dim, 0.0f);
+  }
+
+  // Calls go(q, count, from, to, ahead) for all that queries see. Tokens that all queries of a share see go together; what only
+  // some see goes query by query, before and after. Pages to come are asked for once.
+  template <class Go>
+  void weigh_all(const Go &go) const {
+    bool ahead = true;
+    const auto some = [&](int64_t q, int64_t count, int64_t from, int64_t to) {
+      if (from < to) go(q, count, from, to, ahead);
     };
     shared(queries(), WEIGHED, [&](int64_t q, int64_t count) {
       const int64_t from = first(q + count - 1), to = last(q);
-      for (int64_t i = q; i < q + count; ++i) go(i, 1, first(i), std::min(from, last(i)));
-      go(q, count, from, to);
-      for (int64_t i = q; i < q + count; ++i) go(i, 1, std::max(from, to), last(i));
-      values.ahead = false;
+      for (int64_t i = q; i < q + count; ++i) some(i, 1, first(i), std::min(from, last(i)));
+      some(q, count, from, to);
+      for (int64_t i = q; i < q + count; ++i) some(i, 1, std::max(from, to), last(i));
+      ahead = false;
     });
+  }
+
+  template <KV F>
+  void weigh_numbers(Values values) const {
+    weigh_all([&](int64_t q, int64_t count, int64_t from, int64_t to, bool ahead) {
+      if (!ahead) values.next = nullptr;
+      WEIGH<F>[count - 1](scores + q * PARTITION, from, to, values, out.out + q * tile.head_dim, tile.head_dim);
+    });
+  }
+
+  // Exponentials times the scales of a group, in whole vectors. The scales of keys to come are asked for.
+  template <KV F>
+  void scale_weights(int64_t group, float *to) const {
+    for (int64_t page = 0; tile.next && page < PARTITION / PAGE; ++page) {
+      if (tile.next[page]) _mm_prefetch(bytes_of(tile.next[page], key_codes(F, tile.head_dim) + group * PAGE * 2), _MM_HINT_T1);
+    }
+    for (int64_t q = 0; q < queries(); ++q) {
+      for (int64_t t = first(q) / 16 * 16; t < last(q); t += 16) {
+        const int64_t at = value_codes(F, tile.head_dim) + (group * PAGE + t % PAGE) * 2;
+        const __m512 scale = load_scales(bytes_of(tile.values[t / PAGE], at));
+        _mm512_store_ps(to + q * PARTITION + t, _mm512_mul_ps(_mm512_load_ps(scores + q * PARTITION + t), scale));
+      }
+    }
+  }
+
+  template <KV F>
+  void weigh_codes() const {
+    const int64_t n = queries(), apart = n * PARTITION, groups = kv_groups(tile.head_dim);
+    float *const weights = scores + n * PARTITION;
+    Values values{tile.values, F == KV::q8 ? widened(tile.head_dim) : groups * KV_GROUP, nullptr};
+    for (int64_t g = 0; g < groups; g += 2) {
+      scale_weights<F>(g, weights);
+      if (g + 1 < groups) scale_weights<F>(g + 1, weights + apart);
+      weigh_all([&](int64_t q, int64_t count, int64_t from, int64_t to, bool ahead) {
+        values.next = ahead ? tile.next : nullptr;
+        WEIGH_GROUPS<F>[count - 1](weights + q * PARTITION, apart, from, to, values, g * KV_GROUP, out.out + q * tile.head_dim,
+                                   tile.head_dim);
+      });
+    }
   }
 };
 
 // A page's rows in float32, each filled up with zeros to whole vectors.
 template <KV F>
 void widen(const void *page, int64_t rows, int64_t width, const char *ahead, float *to) {
-  for (int64_t byte = 0; ahead && byte < rows * width * BYTES<F>; byte += 64) _mm_prefetch(ahead + byte, _MM_HINT_T1);
+  for (int64_t byte = 0; ahead && byte < bytes<F>(rows * width); byte += 64) _mm_prefetch(ahead + byte, _MM_HINT_T1);
   if (width % 16 == 0) {
     for (int64_t i = 0; i < rows * width; i += 16) _mm512_store_ps(to + i, load<F>(page, i));
     return;
@@ -243,31 +325,37 @@ void partition_as(const AttentionTile &tile, const Partial &out) {
   const bool wide = F != KV::f32 && n > NARROW;
   float *const pages = tile.scratch + n * PARTITION;
   const int64_t begin = work.first(0) / PAGE, end = (work.last(n - 1) + PAGE - 1) / PAGE;
-  // What is read after the keys of page i are the keys, then the values.
-  const auto after = [&](int64_t i) { return i < end ? tile.keys[i] : i - end + begin < end ? tile.values[i - end + begin] : nullptr; };
   for (int64_t page = begin; page < end;) {
     const int64_t count = wide || page + 1 == end ? 1 : 2;
     if (wide) {
-      widen<F>(tile.keys[page], width, PAGE, static_cast<const char *>(after(page + 1)), pages);
+      widen<F>(tile.keys[page], width, PAGE, static_cast<const char *>(tile.values[page]), pages);
       const void *const keys[] = {pages};
       work.score_pages<KV::f32>(page, 1, keys, {});
     } else {
-      work.score_pages<F>(page, count, tile.keys + page, {after(page + count), after(page + count + 1)});
+      work.score_pages<F>(page, count, tile.keys + page, {tile.values[page], tile.values[page + count - 1]});
     }
     page += count;
   }
-  for (int64_t q = 0; q < n; ++q) {
-    exponentials(work.scores + q * PARTITION, work.first(q), work.last(q), out.maxima + q, out.sums + q);
-  }
-  std::fill_n(out.out, n * width, 0.0f);
-  if (!wide) return work.weigh_all<F>({tile.values, width, tile.next, true});
+  work.make_weights();
+  if (!wide) return work.weigh_numbers<F>({tile.values, width, tile.next});
   const void *rows[PARTITION / PAGE];
   for (int64_t page = begin; page < end; ++page) {
-    const char *ahead = static_cast<const char *>(page + 1 < end ? tile.values[page + 1] : tile.next);
+    const char *ahead = static_cast<const char *>(tile.next ? tile.next[page] : nullptr);
     widen<F>(tile.values[page], PAGE, width, ahead, pages + page * floats);
     rows[page] = pages + page * floats;
   }
-  work.weigh_all<KV::f32>({rows, widened(width), nullptr, false});
+  work.weigh_numbers<KV::f32>({rows, widened(width), nullptr});
+}
+
+template <KV F>
+void coded_partition_as(const AttentionTile &tile, const Partial &out) {
+  const Work work{tile, out, tile.scratch};
+  const int64_t end = (work.last(work.queries() - 1) + PAGE - 1) / PAGE;
+  for (int64_t page = work.first(0) / PAGE; page < end; ++page) {
+    work.score_coded<F>(page, tile.values[page]);
+  }
+  work.make_weights();
+  work.weigh_codes<F>();
 }
 
 void write(const float *keys, const float *values, int64_t stride, int64_t tokens, int64_t head_dim, int64_t slot, KV format,
@@ -276,6 +364,8 @@ void write(const float *keys, const float *values, int64_t stride, int64_t token
     case KV::f32: return write_as<KV::f32>(keys, values, stride, tokens, head_dim, slot, key_page, value_page);
     case KV::f16: return write_as<KV::f16>(keys, values, stride, tokens, head_dim, slot, key_page, value_page);
     case KV::bf16: return write_as<KV::bf16>(keys, values, stride, tokens, head_dim, slot, key_page, value_page);
+    case KV::q8:
+    case KV::q4: return write_codes(keys, values, stride, tokens, head_dim, slot, format, key_page, value_page);
   }
 }
 
@@ -284,6 +374,8 @@ void partition(const AttentionTile &tile, const Partial &out) {
     case KV::f32: return partition_as<KV::f32>(tile, out);
     case KV::f16: return partition_as<KV::f16>(tile, out);
     case KV::bf16: return partition_as<KV::bf16>(tile, out);
+    case KV::q8: return coded_partition_as<KV::q8>(tile, out);
+    case KV::q4: return coded_partition_as<KV::q4>(tile, out);
   }
 }
 

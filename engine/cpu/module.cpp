@@ -88,7 +88,7 @@ NB_MODULE(_native, m) {
       .def_static("of", &make_plan, "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a, "eps"_a, "interleaved"_a,
                   "starts"_a, "past"_a, "tables"_a, "rope"_a, "picks"_a.none() = nb::none());
   m.def("unwritten_pages", &unwritten_pages, "pages"_a, "elements"_a, "dtype"_a);
-  m.def("page_elements", &page_elements, "kv_heads"_a, "head_dim"_a);
+  m.def("page_elements", &page_elements, "kv_heads"_a, "head_dim"_a, "dtype"_a);
   m.def("page_bytes", &page_bytes, "layers"_a);
   m.def("copy_page", &copied, "layers"_a, "source"_a, "target"_a);
   m.def("read_page", &bytes_of_page, "layers"_a, "page"_a);

@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "halves.h"
+#include "neon_codes.h"
 #include "neon_lanes.h"
 
 namespace puna {
@@ -101,13 +102,14 @@ void weigh(const float *p, int64_t tokens, const Stored<F> *values, int64_t stri
     for (int v = 0; v < V; ++v) vst1q_f32(out + q * head_dim + 4 * v, sums[q][v]);
 }
 
-// The same over the whole width of a head.
+// The same over `columns`.
 template <KV F, int Q>
-void weigh_heads(const float *p, int64_t tokens, const Stored<F> *values, int64_t stride, float *out, int64_t head_dim) {
+void weigh_columns(const float *p, int64_t tokens, const Stored<F> *values, int64_t stride, int64_t columns, float *out,
+                   int64_t head_dim) {
   int64_t column = 0;
-  for (; column + 16 <= head_dim; column += 16) weigh<F, Q, 4>(p, tokens, values + column, stride, out + column, head_dim);
-  for (; column + 4 <= head_dim; column += 4) weigh<F, Q, 1>(p, tokens, values + column, stride, out + column, head_dim);
-  for (; column < head_dim; ++column) {
+  for (; column + 16 <= columns; column += 16) weigh<F, Q, 4>(p, tokens, values + column, stride, out + column, head_dim);
+  for (; column + 4 <= columns; column += 4) weigh<F, Q, 1>(p, tokens, values + column, stride, out + column, head_dim);
+  for (; column < columns; ++column) {
     for (int q = 0; q < Q; ++q) {
       float &sum = out[q * head_dim + column];
       for (int64_t t = 0; t < tokens; ++t) {
@@ -175,8 +177,9 @@ void shared(int64_t n, const Function &f) {
 struct Work {
   const AttentionTile &tile;
   const Partial &out;
-  float *scores = tile.scratch;  // (n, PARTITION)
-  float *page_in_floats = scores + queries() * PARTITION;
+  float *scores = tile.scratch;                     // (n, PARTITION)
+  float *weights = scores + queries() * PARTITION;  // (n, PARTITION) the same times a group's scales
+  float *page_in_floats = weights + queries() * PARTITION;
 
   int64_t queries() const { return tile.rows * tile.group; }
   int64_t first(int64_t q) const { return tile.first[q / tile.group]; }
@@ -193,16 +196,28 @@ struct Work {
     });
   }
 
-  // Tokens that all queries of a share see go together. What only some see goes query by query, before or after.
+  // Quantised keys; the sums of two queries fill the registers.
   template <KV F>
-  void weigh(int64_t page, const Stored<F> *values) const {
-    using Weigh = decltype(&weigh_heads<F, 1>);
-    constexpr Weigh BY_COUNT[] = {weigh_heads<F, 1>, weigh_heads<F, 2>, weigh_heads<F, 3>, weigh_heads<F, 4>};
+  void score_coded(int64_t page) const {
+    for (int64_t q = 0; q < queries(); q += 2) {
+      const int64_t count = std::min(int64_t{2}, queries() - q);
+      if (first(q) >= (page + 1) * PAGE || last(q + count - 1) <= page * PAGE) continue;
+      const QueryCodes codes = from_query(*tile.codes, q);
+      (count == 1 ? score_codes<F, 1> : score_codes<F, 2>)(codes, tile.head_dim, tile.keys[page], score_of(q, page * PAGE));
+    }
+  }
+
+  // Columns of a page's values from `column` on, by weights (n, PARTITION). Tokens that all queries of a share see go together.
+  // What only some see goes query by query, before or after.
+  template <KV F>
+  void weigh(int64_t page, const float *p, const Stored<F> *values, int64_t stride, int64_t column, int64_t columns) const {
+    using Weigh = decltype(&weigh_columns<F, 1>);
+    constexpr Weigh BY_COUNT[] = {weigh_columns<F, 1>, weigh_columns<F, 2>, weigh_columns<F, 3>, weigh_columns<F, 4>};
     const int64_t start = page * PAGE, end = start + PAGE;
     const auto go = [&](int64_t q, int64_t count, int64_t from, int64_t to) {
       if (from >= to) return;
-      BY_COUNT[count - 1](score_of(q, from), to - from, values + (from - start) * tile.head_dim, tile.head_dim,
-                          out.out + q * tile.head_dim, tile.head_dim);
+      BY_COUNT[count - 1](p + q * PARTITION + from, to - from, values + (from - start) * stride + column, stride, columns,
+                          out.out + q * tile.head_dim + column, tile.head_dim);
     };
     shared(queries(), [&](int64_t q, int64_t count) {
       const int64_t from = std::max(start, first(q + count - 1)), to = std::min(end, last(q));
@@ -212,12 +227,34 @@ struct Work {
     });
   }
 
+  // Group by group, with the exponentials times the group's scales: in whole vectors, of which only seen tokens count.
+  template <KV F>
+  void weigh_coded(int64_t page) const {
+    const int64_t width = tile.head_dim, stride = F == KV::q8 ? widened(width) : kv_groups(width) * KV_GROUP;
+    widen_values<F>(tile.values[page], width, page_in_floats);
+    for (int64_t column = 0; column < width; column += KV_GROUP) {
+      for (int64_t t = page * PAGE; t < (page + 1) * PAGE; t += 4) {
+        const float32x4_t scale = load_scales(tile.values[page], value_codes(F, width), column / KV_GROUP, t % PAGE);
+        for (int64_t q = 0; q < queries(); ++q) {
+          vst1q_f32(weights + q * PARTITION + t, vmulq_f32(vld1q_f32(score_of(q, t)), scale));
+        }
+      }
+      weigh<KV::f32>(page, weights, page_in_floats, stride, column, std::min(KV_GROUP, width - column));
+    }
+  }
+
   // Elements of a page as floats, for many queries.
   template <KV F>
   const float *widened_page(const Stored<F> *page) const {
     const int64_t elements = PAGE * tile.head_dim;  // a multiple of 4
     for (int64_t i = 0; i < elements; i += 4) vst1q_f32(page_in_floats + i, load<F>(page + i));
     return page_in_floats;
+  }
+
+  // Scores become exponentials, and the sums of values zero.
+  void make_weights() const {
+    for (int64_t q = 0; q < queries(); ++q) exponentials(score_of(q, 0), first(q), last(q), out.maxima + q, out.sums + q);
+    std::fill_n(out.out, queries() * tile.head_dim, 0.0f);
   }
 
   template <KV F>
@@ -230,29 +267,39 @@ struct Work {
       if (widen) score<KV::f32>(page, widened_page<F>(keys));
       else score<F>(page, keys);
     }
-    for (int64_t q = 0; q < queries(); ++q) exponentials(score_of(q, 0), first(q), last(q), out.maxima + q, out.sums + q);
-    std::fill_n(out.out, queries() * tile.head_dim, 0.0f);
+    make_weights();
     for (int64_t page = first_page; page < pages; ++page) {
       const auto *values = static_cast<const Stored<F> *>(tile.values[page]);
       if (!values) continue;
-      if (widen) weigh<KV::f32>(page, widened_page<F>(values));
-      else weigh<F>(page, values);
+      const int64_t width = tile.head_dim;
+      if (widen) weigh<KV::f32>(page, scores, widened_page<F>(values), width, 0, width);
+      else weigh<F>(page, scores, values, width, 0, width);
     }
+  }
+
+  template <KV F>
+  void run_coded() const {
+    const int64_t first_page = tile.first[0] / PAGE, pages = (tile.last[tile.rows - 1] + PAGE - 1) / PAGE;
+    for (int64_t page = first_page; page < pages; ++page) score_coded<F>(page);
+    make_weights();
+    for (int64_t page = first_page; page < pages; ++page) weigh_coded<F>(page);
   }
 };
 
-// Calls f with the format as a constant.
+// Calls f with the format as a constant, which is not a quantised one.
 template <class Function>
 void with(KV format, const Function &f) {
   switch (format) {
     case KV::f32: return f.template operator()<KV::f32>();
     case KV::f16: return f.template operator()<KV::f16>();
     case KV::bf16: return f.template operator()<KV::bf16>();
+    default: return;
   }
 }
 
 void write(const float *keys, const float *values, int64_t stride, int64_t tokens, int64_t head_dim, int64_t slot, KV format,
            void *key_page, void *value_page) {
+  if (quantised(format)) return write_codes(keys, values, stride, tokens, head_dim, slot, format, key_page, value_page);
   with(format, [&]<KV F>() {
     write_as<F>(keys, values, stride, tokens, head_dim, slot, static_cast<Stored<F> *>(key_page),
                 static_cast<Stored<F> *>(value_page));
@@ -261,6 +308,8 @@ void write(const float *keys, const float *values, int64_t stride, int64_t token
 
 void partition(const AttentionTile &tile, const Partial &out) {
   const Work work{.tile = tile, .out = out};
+  if (tile.format == KV::q8) return work.run_coded<KV::q8>();
+  if (tile.format == KV::q4) return work.run_coded<KV::q4>();
   with(tile.format, [&]<KV F>() { work.run<F>(); });
 }
 

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "attention.h"
+#include "kv_codes.h"
 #include "matmul.h"
 #include "rows.h"
 
@@ -211,24 +212,24 @@ struct Sums {
 // A partition's pages as `write` makes them, `tokens` of it; what was not written is no number.
 struct Pages {
   static constexpr int64_t COUNT = PARTITION / PAGE;
+  const int64_t key_size, value_size;
   Array<uint8_t> keys, values;
-  const int64_t bytes;
   const void *key_pages[COUNT], *value_pages[COUNT];
 
   Pages(const Row &row, Random &random, KV format, int64_t head_dim, int64_t tokens, bool awkward)
-      : keys(PARTITION * head_dim * 4), values(PARTITION * head_dim * 4),
-        bytes(PAGE * head_dim * (format == KV::f32 ? 4 : 2)) {
+      : key_size(key_bytes(format, head_dim)), value_size(value_bytes(format, head_dim)), keys(COUNT * key_size),
+        values(COUNT * value_size) {
     std::memset(keys.at(0), 0xFF, keys.size);
     std::memset(values.at(0), 0xFF, values.size);
-    for (int64_t i = 0; i < COUNT; ++i) key_pages[i] = keys.at(i * bytes), value_pages[i] = values.at(i * bytes);
+    for (int64_t i = 0; i < COUNT; ++i) key_pages[i] = keys.at(i * key_size), value_pages[i] = values.at(i * value_size);
     const int64_t stride = head_dim + 3;
     Array<float> k(PAGE * head_dim), v(PAGE * stride);
     for (int64_t token = 0; token < tokens;) {
       const int64_t slot = token % PAGE, most = std::min(PAGE - slot, tokens - token), count = 1 + random.below(most);
       for (int64_t i = 0; i < k.size; ++i) k[i] = awkward ? random.extreme() : random.within(2.0f);
       for (int64_t i = 0; i < v.size; ++i) v[i] = awkward ? random.extreme() : random.within(2.0f);
-      row.attention->write(k.at(0), v.at(0), stride, count, head_dim, slot, format, keys.at(token / PAGE * bytes),
-                           values.at(token / PAGE * bytes));
+      row.attention->write(k.at(0), v.at(0), stride, count, head_dim, slot, format, keys.at(token / PAGE * key_size),
+                           values.at(token / PAGE * value_size));
       token += count;
     }
   }
@@ -248,9 +249,15 @@ void attention_of(const Row &row, const Shape &shape, KV format, bool awkward) {
   written.add(pages.keys.at(0), pages.keys.size);
   written.add(pages.values.at(0), pages.values.size);
   const int64_t n = rows * group;
-  Array<float> queries(n * head_dim), scratch(attention_scratch(n, head_dim));
+  const int64_t groups = kv_groups(head_dim), dims = groups * KV_GROUP;
+  Array<float> queries(n * head_dim), scratch(attention_scratch(n, head_dim)), scales(n);
+  Array<int16_t> whole(n * dims);
+  Array<int8_t> high(n * dims), low(n * dims);
+  Array<int32_t> sums_of_codes(n * groups);
+  const QueryCodes codes{dims, whole.at(0), high.at(0), low.at(0), sums_of_codes.at(0), scales.at(0)};
   Array<int32_t> first(rows), last(rows);
   for (int64_t i = 0; i < queries.size; ++i) queries[i] = random.within(0.5f);
+  code_queries(queries.at(0), n, head_dim, codes);
   for (int64_t r = 0; r < rows; ++r) {
     last[r] = static_cast<int32_t>(tokens - rows + r + 1);
     first[r] = window && last[r] > window ? last[r] - static_cast<int32_t>(window) : 0;
@@ -258,7 +265,7 @@ void attention_of(const Row &row, const Shape &shape, KV format, bool awkward) {
   for (int64_t i = 0; i < first[0] / PAGE; ++i) pages.key_pages[i] = pages.value_pages[i] = nullptr;
   for (int64_t i = (tokens + PAGE - 1) / PAGE; i < Pages::COUNT; ++i) pages.key_pages[i] = pages.value_pages[i] = nullptr;
   Sums sums(n, head_dim), total(n, head_dim);
-  row.attention->partition(AttentionTile{.rows = rows, .group = group, .head_dim = head_dim, .queries = queries.at(0),
+  row.attention->partition(AttentionTile{.rows = rows, .group = group, .head_dim = head_dim, .queries = queries.at(0), .codes = &codes,
                                          .first = first.at(0), .last = last.at(0), .format = format, .keys = pages.key_pages,
                                          .values = pages.value_pages, .next = nullptr, .scratch = scratch.at(0)},
                            sums.partial());
@@ -284,7 +291,7 @@ int main(int count, char **words) {
     for (const int64_t n : {1, 15, 16, 17, 40, 257, 2048}) rows_of(row, n);
     exponential_of(row);
     for (const Shape &shape : SHAPES)
-      for (const KV format : {KV::f32, KV::f16, KV::bf16})
+      for (const KV format : {KV::f32, KV::f16, KV::bf16, KV::q8, KV::q4})
         for (const bool awkward : {false, true}) attention_of(row, shape, format, awkward);
     return 0;
   }

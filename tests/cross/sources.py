@@ -10,6 +10,7 @@ from tests.cross.tools import CPU, ROOT, object_of
 
 # As CMakeLists.txt has them, in the compiler's own words. Whatever is not named here runs on every AArch64.
 FEATURES = {
+    "neon_attention.cpp": "-mcpu=generic+v8_2a+dotprod",
     "neon_dotprod.cpp": "-mcpu=generic+v8_2a+dotprod",
     "neon_i8mm.cpp": "-mcpu=generic+v8_2a+dotprod+i8mm",
     "neon_probe.cpp": "-mcpu=generic+v8_2a+dotprod",

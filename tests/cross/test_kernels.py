@@ -10,8 +10,10 @@ from tests.cross.sources import objects_of, with_formats
 from tests.cross.tools import APPLE_M4, CPU, LINUX, compiled, ran
 
 DRIVER = Path(__file__).with_name("kernel_digests.cpp")
-PORTABLE = [CPU / f"{name}.cpp" for name in ("portable_matmul", "portable_rows", "portable_attention", "panels")]
-KERNELS = [CPU / f"{name}.cpp" for name in ("neon_dotprod", "neon_i8mm", "neon_rows", "neon_attention")]
+PORTABLE = [
+    CPU / f"{name}.cpp" for name in ("portable_matmul", "portable_rows", "portable_attention", "panels", "kv_codes")
+]
+KERNELS = [CPU / f"{name}.cpp" for name in ("neon_dotprod", "neon_i8mm", "neon_rows", "neon_attention", "kv_codes")]
 
 
 @pytest.fixture(scope="module")

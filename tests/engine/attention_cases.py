@@ -33,6 +33,16 @@ CASES = {
     "window over two partitions": Case(2, 1, 64, 64, False, 300, mx.float16, ((500, 40),), False),
     "seven heads share one, bfloat16": Case(7, 1, 64, 64, True, 0, mx.bfloat16, ((40, 2), (0, 33)), True),
     "width 256": Case(2, 2, 256, 256, False, 0, mx.float16, ((3, 1), (255, 2)), False),
+    "8 bits": Case(8, 2, 64, 64, False, 0, mx.int8, ((300, 1), (0, 37), (31, 3)), False),
+    "8 bits, odd width, window": Case(6, 2, 80, 64, False, 50, mx.int8, ((250, 20),), True),
+    "8 bits, half a group": Case(4, 2, 16, 16, True, 0, mx.int8, ((20, 20),), False),
+    "8 bits, width 256": Case(9, 1, 256, 256, False, 0, mx.int8, ((3, 1), (255, 2)), False),
+    "4 bits": Case(8, 2, 64, 64, False, 0, mx.uint8, ((300, 1), (0, 37), (31, 3)), False),
+    "4 bits, odd width, window": Case(6, 2, 80, 64, False, 50, mx.uint8, ((250, 20),), True),
+    "4 bits, half a group": Case(4, 2, 16, 16, True, 0, mx.uint8, ((20, 20),), False),
+    "4 bits, three groups": Case(7, 1, 96, 96, False, 0, mx.uint8, ((40, 2), (0, 33)), False),
+    "4 bits, three groups and a half": Case(4, 2, 112, 112, False, 0, mx.uint8, ((10, 40),), False),
+    "4 bits, width 128": Case(2, 2, 128, 128, False, 0, mx.uint8, ((3, 1), (255, 2)), False),
 }
 
 
@@ -55,8 +65,9 @@ class Run:
         width = -(-max(lengths) // _native.PAGE)
         ids = rng.permutation(width * len(lengths) + 3)[: width * len(lengths)]
         self.tables = ids.reshape(len(lengths), width).astype(np.int32)
-        garbage = np.full((width * len(lengths) + 3, _native.page_elements(case.kv_heads, case.head_dim)), np.nan)
-        self.pages = mx.array(garbage.astype(np.float32)).astype(case.dtype)
+        elements = _native.page_elements(case.kv_heads, case.head_dim, case.dtype)
+        garbage = np.full((width * len(lengths) + 3, elements * case.dtype.size), 0xFF, np.uint8)
+        self.pages = mx.array(garbage).view(case.dtype)
         mx.eval(self.pages)
 
     def attend(self, spans: list[tuple[int, int, int]]) -> Floats:

@@ -79,7 +79,7 @@ class Chunks(Pace):
         super().__init__(0.0)
         self._chunk = chunk
 
-    def budget(self, decoding: int) -> float:
+    def budget(self, past: int, answers: int) -> float:
         return self._chunk
 
 

@@ -361,6 +361,44 @@ def test_a_question_that_was_given_up_does_not_take_the_next_ones_answer() -> No
     run(work())
 
 
+def test_a_request_waits_for_a_reload_no_longer_than_it_would_for_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "PATIENCE", 0.1)
+    flag = str(tmp_path / "loaded")
+    deaf = f"import os, threading\nif os.path.exists({flag!r}): threading.Event().wait()\nopen({flag!r}, 'w').close()"
+
+    async def work() -> None:
+        client = await EngineClient.start(GOOD, f"{deaf}\n{PROGRAM}", Breaker(deaths=100))
+        try:
+            kill(client, signal.SIGKILL)
+            with pytest.raises(EngineError):
+                await whole(client.submit(prompt_of(30, 1), LONG))
+            patient = client.submit([1], SHORT)
+            assert await whole(client.submit([1], SHORT, Asker(patience=0.01))) == [Delta(0, (), "expired")]
+            assert client.open == 1
+            patient.cancel()
+        finally:
+            await client.close()
+
+    run(work())
+
+
+def test_what_a_reload_took_of_a_requests_patience_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with client_of() as client:
+            request = client.submit([1], SHORT, Asker(patience=10))
+            request.came -= 4
+            left = request.submit_now.asker.patience
+            assert left is not None
+            assert 5 < left <= 6
+            request.came -= 100
+            assert request.submit_now == Submit(1, [1], SHORT, Asker(patience=0))
+            assert client.submit([1], SHORT).submit_now == Submit(2, [1], SHORT)
+
+    run(work())
+
+
 def test_who_asks_travels_with_the_request() -> None:
     async def work() -> None:
         async with client_of() as client:

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -51,6 +52,13 @@ def test_a_quantised_folder_is_loaded_and_answers(tmp_path: Path) -> None:
     engine.submit(Submit(1, PROMPT, GREEDY))
     deltas = [delta for _ in range(8) for delta in engine.step()]
     assert (len(deltas), deltas[-1].finish) == (6, "length")
+
+
+@pytest.mark.parametrize("kv", ["q8", "q4"])
+def test_pages_that_the_device_cannot_read_are_refused_by_the_option(kv: Literal["q8", "q4"], tmp_path: Path) -> None:
+    path = write_gguf(tmp_path, "llama")
+    with pytest.raises(EngineError, match=f"--kv-format {kv} is for the CPU device; here it can be f16, bf16, f32"):
+        load(EngineSpec(path=str(path), device="builtin", kv=kv))
 
 
 def test_a_file_that_is_no_model_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Laws of the memory plan: it fits or is refused with numbers, and what is not asked for is chosen to fit."""
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.load import CPU_KV
 from engine.memory import (
     LEAST_CONTEXT,
     SHARE,
@@ -20,6 +22,7 @@ from engine.memory import (
     token_bytes,
 )
 from engine.messages import EngineSpec
+from engine.native_ops import NativePool
 from engine.pace import PREFILL
 from kvcache.pages import PAGE
 from models.config import AttentionShape, ModelConfig
@@ -47,6 +50,20 @@ SPEC = EngineSpec(path="")
 def test_a_token_of_llama_1b_takes_32_kib_in_half_precision() -> None:
     assert token_bytes(LLAMA_1B) == 32 * 1024
     assert token_bytes(LLAMA_1B, "f32") == 64 * 1024
+
+
+def test_quantised_tokens_take_8_or_4_bits_and_a_scale_of_2_bytes_for_32_numbers() -> None:
+    assert token_bytes(LLAMA_1B, "q8") == 2 * 16 * 8 * (64 + 2 * 2)
+    assert token_bytes(LLAMA_1B, "q4") == 2 * 16 * 8 * (32 + 2 * 2)
+
+
+@pytest.mark.parametrize("width", [16, 18, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("kv", ["f16", "bf16", "f32", "q8", "q4"])
+def test_the_bytes_of_a_token_are_those_of_the_pages(kv: str, width: int) -> None:
+    attention = AttentionShape(6, 3, width, 0.125, Rope(500000.0, 16, True), None)
+    config = dataclasses.replace(LLAMA_1B, layers=2, attention=attention)
+    pool = NativePool(config, 4, 64, CPU_KV[kv])
+    assert PAGE * token_bytes(config, kv) == pool.page_bytes
 
 
 @given(

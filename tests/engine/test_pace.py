@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.pace import ALONE, STRETCH, Pace
+from engine.pace import ALONE, LEAST, PROBE, STRETCH, Pace
 
 
 class Machine:
@@ -13,11 +13,14 @@ class Machine:
         self.decode = decode
         self.unit = unit
 
-    def run(self, pace: Pace, answers: int, past: int) -> float:
-        cost = pace.cost(past, pace.tokens(past, pace.budget(answers)))
+    def run(self, pace: Pace, answers: int, past: int) -> tuple[float, int]:
+        """Seconds of a pass, and its prompt tokens."""
+        budget = pace.budget(past, answers)
+        tokens = pace.tokens(past, budget) if budget else 0
+        cost = pace.cost(past, tokens)
         seconds = (self.decode if answers else 0) + self.unit * cost
-        pace.learn(cost, seconds)
-        return seconds
+        pace.learn(answers, cost, seconds)
+        return seconds, tokens
 
 
 @given(decode=st.floats(1e-3, 1.0), unit=st.floats(1e-5, 1e-2), past=st.integers(0, 30_000))
@@ -25,11 +28,35 @@ def test_who_decodes_beside_a_prompt_waits_a_bounded_multiple(decode: float, uni
     pace = Pace(steep=3e-4)
     machine = Machine(decode, unit)
     for _ in range(5):
-        pace.learn(0, decode)
-    for _ in range(20):
-        seconds = machine.run(pace, 4, past)
-    least = decode + unit * pace.cost(past, 1)
-    assert seconds <= max(1.1 * STRETCH * decode, least + 1e-9)
+        pace.learn(4, 0, decode)
+    for _ in range(3 * PROBE):
+        seconds, _ = machine.run(pace, 4, past)
+    least = decode + unit * pace.cost(past, LEAST + 1)
+    assert seconds <= max(1.1 * STRETCH * decode, least)
+
+
+@given(slower=st.floats(0.3, 4.0))
+def test_a_machine_that_changes_its_speed_keeps_its_chunks(slower: float) -> None:
+    """Both kinds of work become slower or faster alike, and no pass is without prompts but the probes."""
+    pace = Pace(steep=0.0)
+    machine = Machine(0.03, 0.002)
+    for _ in range(5):
+        pace.learn(4, 0, machine.decode)
+    before = [machine.run(pace, 4, 0)[1] for _ in range(3 * PROBE)]
+    machine.decode *= slower
+    machine.unit *= slower
+    after = [machine.run(pace, 4, 0)[1] for _ in range(20 * PROBE)]
+    assert min(count for count in after if count) >= LEAST
+    usual = sorted(before)[len(before) // 2]
+    assert abs(sorted(after[-3 * PROBE :])[3 * PROBE // 2] - usual) <= 0.2 * usual
+
+
+def test_one_small_pass_does_not_spoil_what_long_ones_said() -> None:
+    pace = Pace(steep=0.0)
+    pace.learn(0, 500, 1.0)
+    before = pace.budget(0, 0)
+    pace.learn(0, 4, 0.1)
+    assert pace.budget(0, 0) > before / 2
 
 
 @given(unit=st.floats(1e-5, 1e-2))
@@ -37,7 +64,7 @@ def test_a_prompt_alone_is_cut_so_that_a_newcomer_waits_about_a_second(unit: flo
     pace = Pace(steep=0.0)
     machine = Machine(0.0, unit)
     for _ in range(20):
-        seconds = machine.run(pace, 0, 0)
+        seconds, _ = machine.run(pace, 0, 0)
     assert seconds <= max(1.1 * ALONE, unit)
 
 

@@ -10,6 +10,7 @@ import pytest
 from engine.batch import Batch, Span
 from engine.builtin_ops import BuiltinOps, BuiltinPool
 from engine.builtin_weights import BuiltinLoader
+from engine.load import CPU_KV, KV
 from engine.native_ops import NativeOps, NativePool
 from engine.native_weights import NativeLoader
 from kvcache.pages import PAGE
@@ -21,7 +22,6 @@ from tests.tiny_models import write_gguf
 
 PAGES = 8
 PROMPT = np.random.default_rng(4).integers(5, 300, 80).tolist()
-DTYPES = {"f16": mx.float16, "bf16": mx.bfloat16, "f32": mx.float32}
 
 
 class Native:
@@ -59,9 +59,9 @@ Made = Callable[[], Native | Builtin]
 SIDES: dict[str, Callable[[Path, mx.Dtype], Native | Builtin]] = {"native": Native, "builtin": Builtin}
 
 
-@pytest.fixture(params=[f"{side} {kv}" for side in SIDES for kv in DTYPES])
+@pytest.fixture(params=[f"native {kv}" for kv in CPU_KV] + [f"builtin {kv}" for kv in KV])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
-    side, dtype = SIDES[request.param.split()[0]], DTYPES[request.param.split()[1]]
+    side, dtype = SIDES[request.param.split()[0]], CPU_KV[request.param.split()[1]]
     path = write_gguf(tmp_path, "llama")
     return lambda: side(path, dtype)
 

@@ -4,15 +4,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
 from engine.batch import Batch, Span
 from engine.engine import Engine
-from engine.load import load
+from engine.load import CPU_KV, load
 from engine.messages import EngineSpec, Logprob, Sampled, Sampling, Submit
 from engine.native_ops import NativeOps, NativePool
 from engine.native_weights import NativeLoader
@@ -22,6 +21,8 @@ from models.llama import Llama
 from quant.open import open_checkpoint
 from tests.tiny_models import write_gguf, write_mlx
 
+KV = Literal["f16", "q8", "q4"]
+
 CONTEXT = 2048
 MODELS: dict[str, Callable[[Path], Path]] = {
     "llama q4_k": lambda folder: write_gguf(folder, "llama", kind="q4_k", context=CONTEXT),
@@ -30,7 +31,10 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "mistral, window, q6_k": lambda folder: write_gguf(folder, "mistral", kind="q6_k", context=CONTEXT),
     "mlx 4 bits": lambda folder: write_mlx(folder, "llama", bits=4, context=CONTEXT),
 }
-every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+# Quantised pages with one model each: of Dh 64, which is two groups, and of 16, which is half of one.
+QUANTISED: dict[str, KV] = {"llama q4_k": "q8", "qwen3 q8_0": "q4"}
+CASES: list[tuple[str, KV]] = [(name, "f16") for name in MODELS] + list(QUANTISED.items())
+every_case = pytest.mark.parametrize(("model", "kv"), CASES)
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ def sixteen() -> list[Asked]:
     ]
 
 
-def engine_of(path: Path) -> Engine:
-    return load(EngineSpec(path=str(path), context=1024, cache_tokens=4096, device="cpu", threads=2)).engine
+def engine_of(path: Path, kv: KV) -> Engine:
+    return load(EngineSpec(path=str(path), context=1024, cache_tokens=4096, device="cpu", threads=2, kv=kv)).engine
 
 
 def answered(engine: Engine, asked: list[Asked]) -> list[list[Sampled]]:
@@ -75,28 +79,28 @@ def answered(engine: Engine, asked: list[Asked]) -> list[list[Sampled]]:
     return answers
 
 
-@every_model
-def test_sixteen_requests_at_once_are_answered_as_each_alone(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    engine = engine_of(make(tmp_path))
+@every_case
+def test_sixteen_requests_at_once_are_answered_as_each_alone(model: str, kv: KV, tmp_path: Path) -> None:
+    engine = engine_of(MODELS[model](tmp_path), kv)
     alone = [answered(engine, [request])[0] for request in sixteen()]
     together = answered(engine, sixteen())
     assert together == alone
     assert all(isinstance(token.logprob, float) and isinstance(token.top[0], Logprob) for token in alone[0])
 
 
-@every_model
-def test_logits_have_the_same_bits_however_the_prompt_is_cut(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    with open_checkpoint(make(tmp_path)) as checkpoint:
+@every_case
+def test_logits_have_the_same_bits_however_the_prompt_is_cut(model: str, kv: KV, tmp_path: Path) -> None:
+    with open_checkpoint(MODELS[model](tmp_path)) as checkpoint:
         config = config_of(checkpoint)
-        model = Llama.load(config, checkpoint, NativeLoader())
+        llama = Llama.load(config, checkpoint, NativeLoader())
     prompt = np.random.default_rng(3).integers(0, config.vocab, 300).tolist()
     pages = list(range(-(-len(prompt) // PAGE)))
 
     def logits(cut: int) -> bytes:
-        pool = NativePool(config, len(pages), CONTEXT, mx.float16)
+        pool = NativePool(config, len(pages), CONTEXT, CPU_KV[kv])
         for past in range(0, len(prompt), cut):
             batch = Batch.of([Span(prompt[past : past + cut], past, pages, wants_logits=True)])
-            last = np.array(model.forward(NativeOps(config, pool, batch)))
+            last = np.array(llama.forward(NativeOps(config, pool, batch)))
         return last.tobytes()
 
     whole = logits(len(prompt))

@@ -190,6 +190,24 @@ def test_shared_pages_take_memory_once() -> None:
         cache.close(lease)
 
 
+def test_a_page_that_comes_back_for_nobody_in_place_of_all_there_was_is_kept() -> None:
+    """Who asked for it is gone, and all of that salt was an end, which says nothing that the page does not."""
+    tier = MemoryTier()
+    cache, store = cache_of(4, tier)
+    tokens = list(range(PAGE + 1))
+    left_behind(cache, store, tokens, "salt")
+    cache.settle(0, 9)
+    left_behind(cache, store, list(range(900, 900 + 4 * PAGE)))
+    left_behind(cache, store, tokens[:20], "salt")
+    lease = cache.open("salt")
+    cache.find(lease, tokens)
+    assert lease.awaits
+    cache.close(lease)
+    cache.settle(0, 0)
+    cache.check()
+    assert found(cache, tokens, "salt") == PAGE
+
+
 def test_a_page_that_two_computed_at_once_is_kept_once() -> None:
     cache, store = cache_of(10)
     tokens = list(range(PAGE))
@@ -248,6 +266,19 @@ def test_the_tier_is_asked_for_pages_of_the_same_model_and_salt_only() -> None:
         other.find(lease, list(range(100)))
         assert not lease.awaits
         assert not tier.asked
+
+
+def test_the_tier_hears_of_pages_that_are_of_use_in_memory_and_takes_again_what_it_lost() -> None:
+    tier = MemoryTier()
+    cache, store = cache_of(10, tier)
+    tokens = list(range(5 * PAGE))
+    left_behind(cache, store, tokens)
+    cache.settle(0, 100)
+    kept, tier.kept = tier.kept, {}
+    assert whole_pages(cache, [*tokens, 0]) == 5
+    assert tier.used[-1] == list(kept)[-1], "the first page goes there first, the deepest last"
+    left_behind(cache, store, [7] * 9 * PAGE)
+    assert len(tier.kept.keys() & kept.keys()) == 4, "those that had to go"
 
 
 def test_a_lease_is_not_closed_twice() -> None:

@@ -51,6 +51,7 @@ class MemoryTier:
     def __init__(self) -> None:
         self.kept: dict[bytes, bytes] = {}
         self.asked: list[bytes] = []
+        self.used: list[bytes] = []
         self.full = False
         self.lossy = False
 
@@ -61,6 +62,9 @@ class MemoryTier:
         if not self.full:
             self.kept[key] = content
         return not self.full
+
+    def use(self, key: bytes) -> None:
+        self.used.append(key)
 
     def fetch(self, key: bytes, parent: bytes, tokens: bytes) -> None:
         self.asked.append(key)

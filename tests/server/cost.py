@@ -8,6 +8,7 @@ of CPU are those of the server's process alone, between its first token and its 
 import argparse
 import asyncio
 import multiprocessing
+import resource
 import socket
 import sys
 import time
@@ -73,7 +74,8 @@ def server(link: Connection, rate: float) -> None:
             def asked() -> None:
                 if link.recv() is None:
                     done.set()
-                link.send(time.process_time())
+                usage = resource.getrusage(resource.RUSAGE_SELF)
+                link.send((usage.ru_utime, usage.ru_stime))
 
             loop.add_reader(link.fileno(), asked)
             await done.wait()
@@ -101,14 +103,15 @@ async def measure(port: int, link: Connection, streams: int, tokens: int) -> Non
     readers = [asyncio.create_task(read(port, tokens, one)) for one in started]
     await asyncio.gather(*(one.wait() for one in started))
     link.send(0)
-    cpu, wall = link.recv(), time.monotonic()
+    (user, kernel), wall = link.recv(), time.monotonic()
     events = sum(await asyncio.gather(*readers))
     link.send(0)
-    cpu, wall = link.recv() - cpu, time.monotonic() - wall
-    said = streams * tokens
+    (user_then, kernel_then), wall = link.recv(), time.monotonic() - wall
+    user, kernel, said = user_then - user, kernel_then - kernel, streams * tokens
     print(
-        f"{streams} streams at {tokens / wall:.1f} tokens/s: {cpu / said * 1e6:.0f} us a token, "
-        f"{cpu / wall:.1%} of a core, {events / said:.2f} events a token"
+        f"{streams} streams at {tokens / wall:.1f} tokens/s: {(user + kernel) / said * 1e6:.0f} us a token, of which "
+        f"{kernel / said * 1e6:.0f} in the kernel; {(user + kernel) / wall:.1%} of a core, "
+        f"{events / said:.2f} events a token"
     )
 
 

@@ -60,8 +60,9 @@ def test_an_engine_that_dies_is_an_error_of_the_server() -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_error")
 
 
-def test_a_stream_whose_engine_dies_says_so_and_ends() -> None:
-    *chunks, last = stream(CHAT, FakeEngine(says("abc"), dies_at=2))
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_stream_whose_engine_dies_says_so_and_ends(at_once: bool) -> None:
+    *chunks, last = stream(CHAT, FakeEngine(says("abc"), dies_at=2, at_once=at_once))
     assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == "ab"
     assert last["error"]["code"] == "engine_error"
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from engine.client import EngineClient
 from engine.messages import EngineSpec
@@ -41,9 +41,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def talking(model: Path) -> AsyncIterator[tuple[openai.AsyncOpenAI, Served]]:
+async def talking(model: Path, max_batch: int = 16) -> AsyncIterator[tuple[openai.AsyncOpenAI, Served]]:
     # A cache for one whole context: sixteen sequences do not fit, and some are put back and computed again.
-    store = await open_models([model], EngineSpec(path="", device="cpu", context=2048, cache_tokens=2048))
+    like = EngineSpec(path="", device="cpu", context=2048, cache_tokens=2048, max_batch=max_batch)
+    store = await open_models([model], like)
     try:
         async with (
             serving(store, Door(capacity=32)) as url,
@@ -124,6 +125,82 @@ async def test_an_engine_killed_in_mid_stream_is_an_error_and_the_next_request_w
         again = await client.chat.completions.create(model=served.name, messages=HELLO, max_tokens=4)
         assert again.usage is not None
         assert again.usage.completion_tokens <= 4
+
+
+TIMED = {"timings": True}
+
+
+def timings_of(answer: ChatCompletion) -> dict[str, Any]:
+    assert answer.model_extra is not None
+    timings: dict[str, Any] = answer.model_extra["timings"]
+    return timings
+
+
+async def test_a_conversation_is_found_in_the_cache_and_a_change_of_its_past_is_told(model: Path) -> None:
+    async with talking(model) as (client, served):
+
+        async def ask(system: str, *turns: str) -> ChatCompletion:
+            messages: list[dict[str, str]] = [{"role": "system", "content": system}]
+            roles = ("user", "assistant") * len(turns)
+            messages += [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+            asked: dict[str, Any] = {"model": served.name, "messages": messages, "max_tokens": 8, "seed": 1}
+            answer: ChatCompletion = await client.chat.completions.create(**asked, extra_body=TIMED)
+            return answer
+
+        kind = "the llama is kind " * 40
+        first = await ask(kind, "hello")
+        assert timings_of(first)["cached_tokens"] == 0
+        said = first.choices[0].message.content or ""
+        assert first.usage is not None
+        again = await ask(kind, "hello", said, "and the puna")
+        assert timings_of(again)["cached_tokens"] >= first.usage.prompt_tokens - 32
+        assert "cache_miss" not in timings_of(again)
+        changed = timings_of(await ask(kind.replace("kind", "old", 1), "hello", said, "and the puna"))
+        miss = changed["cache_miss"]
+        assert (miss["kind"], miss["position"]) == ("differs", changed["cached_tokens"])
+        assert "kind" in miss["was"]
+        assert "old" in miss["now"]
+
+
+async def test_a_prompt_that_had_to_make_room_is_told_so(model: Path) -> None:
+    async with talking(model) as (client, served):
+
+        async def ask(word: str) -> dict[str, Any]:
+            asked: dict[str, Any] = {"prompt": f"the {word} on the puna " * 200, "max_tokens": 1}
+            answer = await client.completions.create(model=served.name, **asked, extra_body=TIMED)
+            assert answer.model_extra is not None
+            timings: dict[str, Any] = answer.model_extra["timings"]
+            return timings
+
+        for word in ("llama", "grass", "sky"):
+            assert "cache_miss" not in await ask(word)
+        again = await ask("llama")
+        assert again["cached_tokens"] < again["prompt_tokens"] - 64
+        miss = again["cache_miss"]
+        assert (miss["kind"], miss["position"]) == ("evicted", again["cached_tokens"])
+
+
+async def test_a_request_whose_turn_does_not_come_is_told_and_listed_while_it_waits(model: Path) -> None:
+    async with (
+        talking(model, max_batch=1) as (client, served),
+        httpx.AsyncClient(base_url=str(client.base_url)) as http,
+    ):
+        asked: dict[str, Any] = {"model": served.name, "messages": HELLO, "logit_bias": ENDLESS}
+        running = await client.chat.completions.create(**asked, stream=True, n=8)  # for longer than this test takes
+        await anext(running)
+        waiting = asyncio.create_task(client.chat.completions.create(**asked, max_tokens=1, service_tier="flex"))
+        states: list[tuple[str, str]] = []
+        while ("queued", "flex") not in states:
+            listed = (await http.get("puna/requests")).json()["models"][served.name]["requests"]
+            states = [(one["state"], one["tier"]) for one in listed]
+        assert ("decode", "default") in states
+        with pytest.raises(openai.InternalServerError) as late:
+            await client.chat.completions.create(**asked, extra_body={"timeout": 0.05})
+        assert (late.value.status_code, late.value.code) == (503, "queue_timeout")
+        await running.close()
+        assert (await waiting).service_tier == "flex"
+        cache = (await http.get("puna/cache")).json()["models"][served.name]
+        assert cache["free"] + cache["held"] + cache["cached"] == cache["pages"]
 
 
 def test_one_prompt_is_answered_the_same_each_time(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

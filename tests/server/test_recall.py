@@ -102,6 +102,21 @@ def test_a_prompt_unlike_all_others_is_told_nothing() -> None:
     assert asked(mine, [*b"#" * 300], 0) is None
 
 
+def test_another_conversation_that_begins_alike_is_told_nothing() -> None:
+    mine = memory()
+    asked(mine, [*b"user: ", *PROMPT], 0)
+    assert asked(mine, [*b"user: ", *b"#1" * 200], 6) is None
+
+
+@pytest.mark.parametrize("header", [b"v=2.", b"version=12345."])
+def test_a_changed_word_at_the_very_beginning_is_a_difference(header: bytes) -> None:
+    mine = memory()
+    asked(mine, [*b"v=1.", *PROMPT], 0)
+    miss = asked(mine, [*header, *PROMPT], 0)
+    assert miss is not None
+    assert (miss.kind, miss.lost) == ("differs", len(PROMPT) + 4 - miss.position)
+
+
 def test_a_prompt_is_compared_with_the_likest() -> None:
     mine = memory()
     for at in (200, 20, 100):

@@ -13,6 +13,9 @@ from server.sse import Stream
 pytestmark = pytest.mark.anyio
 
 
+SCOPE = {"type": "http", "method": "POST"}
+
+
 class Client:
     """The other end: takes events until it holds, and leaves when it is told to."""
 
@@ -35,11 +38,17 @@ class Client:
         await self.leaves.wait()
         return {"type": "http.disconnect"}
 
+    async def has(self, events: int) -> None:
+        """Waits until so many have come."""
+        async with asyncio.timeout(10):
+            while len(self.events) < events:
+                await asyncio.sleep(0)
+
     async def reads(self, chunks: AsyncIterator[object]) -> int:
         """How often the stream was closed when it is over."""
         closed = []
         stream = Stream(chunks, {"nothing": True}, lambda: closed.append(1))
-        await asyncio.wait_for(stream({"type": "http"}, self.receive, self.send), 10)
+        await asyncio.wait_for(stream(SCOPE, self.receive, self.send), 10)
         return len(closed)
 
 
@@ -79,8 +88,7 @@ async def test_a_stream_that_breaks_off_says_so_and_ends(fault: Exception, code:
 async def test_a_client_that_leaves_ends_the_stream() -> None:
     client = Client()
     reading = asyncio.create_task(client.reads(silence()))
-    while not client.events:
-        await asyncio.sleep(0)
+    await client.has(1)
     client.leaves.set()
     assert await reading == 1
     assert not client.done
@@ -94,12 +102,11 @@ async def test_a_reader_that_takes_nothing_is_dropped(monkeypatch: pytest.Monkey
     assert (client.events, client.done) == (["data: 0"], False)
 
 
-async def test_a_reader_that_waits_gets_events_that_say_nothing_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_that_waits_gets_events_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.sse.KEEP_ALIVE", 0.01)
     client = Client()
     reading = asyncio.create_task(client.reads(silence()))
-    while len(client.events) < 4:
-        await asyncio.sleep(0)
+    await client.has(4)
     client.leaves.set()
     await reading
     assert client.events == ["data: 0"] + ['data: {"nothing":true}'] * 3
@@ -112,9 +119,8 @@ async def test_a_reader_that_waits_gets_events_that_say_nothing_and_only_then(mo
 async def test_a_response_that_is_cancelled_closes_what_feeds_it() -> None:
     closed = asyncio.Event()
     client = Client()
-    running = asyncio.create_task(Stream(silence(), {}, closed.set)({"type": "http"}, client.receive, client.send))
-    while not client.events:
-        await asyncio.sleep(0)
+    running = asyncio.create_task(Stream(silence(), {}, closed.set)(SCOPE, client.receive, client.send))
+    await client.has(1)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -91,7 +91,7 @@ def test_a_turn_that_does_not_come_is_an_event_in_a_stream_that_began(monkeypatc
     monkeypatch.setattr("server.answering.KEEP_ALIVE", 0.01)
     engine = FakeEngine()
     engine.turns.clear()
-    first, last = stream(CHAT, engine, timeout=0.1)
+    first, last = stream(CHAT, engine, timeout=0.5)
     assert first["choices"][0]["delta"]["role"] == "assistant"
     assert last["error"]["code"] == "queue_timeout"
 
@@ -156,6 +156,8 @@ def test_what_was_in_the_cache_is_always_told() -> None:
     for ended_here in ({"stop": "b"}, {"max_tokens": 1}):
         usage = chat(FakeEngine(says("abc"), cached=4), **ended_here)["usage"]
         assert usage["prompt_tokens_details"]["cached_tokens"] == 4
+    ended_early = chat(FakeEngine(says("abc"), cached=4, at_once=True, holds_at=2), stop="b")
+    assert ended_early["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
 
 
 def test_of_many_choices_and_prompts_the_first_choice_of_each_prompt_counts() -> None:
@@ -200,6 +202,7 @@ def test_choices_take_the_longest_time_and_compute_the_sum() -> None:
 
 def test_a_limit_beyond_the_room_is_warned_of_with_both_numbers() -> None:
     prompt = len("user: hello") + 3
+    assert "warnings" in chat(max_tokens=CONTEXT - prompt + 1)
     for name in ("max_tokens", "max_completion_tokens"):
         (warning,) = chat(None, **{name: CONTEXT})["warnings"]
         assert warning["param"] == name

@@ -1,0 +1,205 @@
+"""Engine, scheduler, cache and tier together: whatever happens in whatever order, each request has its answer."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, cast
+
+import mlx.core as mx
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.engine import Engine, Limits
+from engine.messages import Asker, Delta, Sampled, Sampling, Submit, Tier
+from kvcache.cache import PageCache
+from kvcache.pages import PAGE
+from kvcache.tier import Fetched
+from models.ops import Ops
+from tests.engine.hash_model import VOCAB, Chunks, HashModel, alone
+from tests.kvcache.written import MemoryTier
+
+CONTEXT = 8 * PAGE
+EXAMPLES, STEPS = 200, 50  # 10,000 in all
+ENOUGH = 5000  # steps in which everything that is left is over
+
+# Few prompts that share beginnings of every length, whole pages and parts of one; few others, so that most are known.
+_ROOT = [1] * 40
+PROMPTS = st.builds(
+    lambda shared, own, length: (*_ROOT[:shared], *[own] * length),
+    shared=st.sampled_from([0, 5, 31, 32, 33, 40]),
+    own=st.integers(1, 3),
+    length=st.sampled_from([1, 20, 31, 32, 33, 64, 150]),
+)
+SAMPLINGS = st.builds(
+    lambda tokens, seed: Sampling(max_tokens=tokens, seed=seed, temperature=float(seed > 0), stop_tokens=(7,)),
+    tokens=st.sampled_from([1, 2, 5, 34]),
+    seed=st.integers(0, 2),
+)
+ASKERS = st.builds(
+    Asker,
+    client=st.sampled_from(["a", "b", "c"]),
+    tier=cast(st.SearchStrategy[Tier], st.sampled_from(["flex", "default", "priority"])),
+    salt=st.sampled_from(["", "", "", "other"]),
+    patience=st.sampled_from([None, None, None, 1.0]),
+)
+
+
+class Later:
+    """Logits that are computed when somebody looks, as MLX computes them, and never if nobody does."""
+
+    def __init__(self, model: HashModel, ops: Ops) -> None:
+        self._model, self._ops = model, ops
+
+    def astype(self, kind: mx.Dtype) -> mx.array:
+        return self._model.forward(self._ops).astype(kind)
+
+
+@dataclass
+class LazyModel:
+    of: HashModel
+
+    def forward(self, ops: Ops) -> mx.array:
+        return cast(mx.array, Later(self.of, ops))
+
+
+class LateTier(MemoryTier):
+    """What it was asked for arrives when it is let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = False
+
+    def fetched(self, wait: float = 0) -> list[Fetched]:
+        return [] if self.late else super().fetched(wait)
+
+
+@dataclass
+class Asked:
+    submit: Submit
+    tokens: list[Sampled] = field(default_factory=list)
+
+    @property
+    def whole(self) -> list[Sampled]:
+        return answer(tuple(self.submit.prompt), self.submit.sampling.max_tokens, self.submit.sampling.seed)
+
+
+@cache
+def answer(prompt: tuple[int, ...], tokens: int, seed: int) -> list[Sampled]:
+    sampling = Sampling(max_tokens=tokens, seed=seed, temperature=float(seed > 0), stop_tokens=(7,))
+    return [token for delta in alone(list(prompt), sampling) for token in delta.tokens]
+
+
+class EngineAgainstAlone(RuleBasedStateMachine):
+    """Requests come, are computed, wait, expire, leave in any state; the engine is started anew; the tier fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tier = LateTier()
+        self.open: dict[int, Asked] = {}
+        self.submitted = 0
+        self.now = 0.0
+
+    @initialize(
+        pages=st.sampled_from([8, 9, 12, 20]),
+        max_batch=st.sampled_from([1, 2, 3, 8]),
+        chunk=st.sampled_from([1, 7, 33, 512]),
+    )
+    def begin(self, pages: int, max_batch: int, chunk: int) -> None:
+        self.pages, self.max_batch, self.chunk = pages, max_batch, chunk
+        self.engine = self.started()
+
+    def started(self) -> Engine:
+        model = HashModel(self.pages)
+        return Engine(
+            LazyModel(model),
+            lambda batch: cast(Ops, batch),
+            PageCache(self.pages, model, self.tier, b"hash", steep=0.01),
+            Limits(CONTEXT, VOCAB, self.max_batch),
+            pace=Chunks(self.chunk),
+            lazy=True,
+            clock=lambda: self.now,
+        )
+
+    @rule(prompt=PROMPTS, sampling=SAMPLINGS, asker=ASKERS)
+    def submit(self, prompt: tuple[int, ...], sampling: Sampling, asker: Asker) -> None:
+        self.submitted += 1
+        submit = Submit(self.submitted, list(prompt), sampling, asker)
+        self.open[self.submitted] = Asked(submit)
+        self.engine.submit(submit)
+
+    @rule(times=st.sampled_from([1, 1, 2, 5, 40]))
+    def step(self, times: int) -> None:
+        """As the engine's process takes them, where no message comes between."""
+        for _ in range(times):
+            self.now += 0.01
+            self.hear(self.engine.expire())
+            running = self.engine.start()
+            if running is None:
+                return
+            self.engine.prepare()
+            self.hear(self.engine.finish(running))
+            self.engine.check()
+
+    @precondition(lambda self: self.submitted)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """One that is over, too: news cross."""
+        name = data.draw(st.sampled_from([*self.open, self.submitted]))
+        self.open.pop(name, None)
+        self.engine.cancel(name)
+
+    @rule(seconds=st.sampled_from([0.5, 2.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(full=st.booleans(), late=st.booleans(), lossy=st.sampled_from([False, False, False, True]))
+    def tier_becomes(self, full: bool, late: bool, lossy: bool) -> None:
+        self.tier.full, self.tier.late, self.tier.lossy = full, late, lossy
+
+    @rule()
+    def settle(self) -> None:
+        self.engine.settle()
+
+    @rule()
+    def restart(self) -> None:
+        """The tier stays; who is open is told and comes no more."""
+        self.engine.close()
+        self.open.clear()
+        self.tier.asked.clear()
+        self.engine = self.started()
+
+    @invariant()
+    def holds(self) -> None:
+        if "engine" in vars(self):
+            self.engine.check()
+            assert self.engine.busy == bool(self.open)
+
+    def teardown(self) -> None:
+        if "engine" not in vars(self):
+            return
+        self.tier_becomes(full=False, late=False, lossy=False)
+        for _ in range(ENOUGH):
+            self.step(1)
+            if not self.open:
+                break
+        assert not self.open, "a request is stuck"
+        cache = self.engine.report().cache
+        assert (cache.held, cache.free + cache.cached) == (0, self.pages)
+
+    def hear(self, deltas: tuple[Delta, ...]) -> None:
+        for delta in deltas:
+            assert delta.id in self.open, "news of one that is over"
+            asked = self.open[delta.id]
+            asked.tokens += delta.tokens
+            assert delta.fault is None
+            if delta.finish == "expired":
+                assert asked.tokens == []
+                assert asked.submit.asker.patience is not None
+            elif delta.finish is not None:
+                assert asked.tokens == asked.whole
+            if delta.finish is not None:
+                del self.open[delta.id]
+
+
+TestEngineAgainstAlone: Any = EngineAgainstAlone.TestCase
+TestEngineAgainstAlone.settings = settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None)

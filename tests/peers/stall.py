@@ -1,0 +1,148 @@
+"""What a long prompt does to streams that are running, and they to it, on Puna and on llama-server.
+
+Usage: python -m tests.peers.stall FILE --peer FOLDER [--long N] [--peer-long N] [--streams N] [--calm N]
+FOLDER holds llama-server. Four streams decode. After some time to themselves a long prompt arrives, and the time of
+each token is taken at the client. As many other tokens were prefilled alone before, which gives the prompt's own time
+to first token. llama-server gets a shorter prompt (it stalls for as long as that takes), and a slot more than there
+are streams, so that the prompt need not wait for one.
+
+A gap is the time between two tokens of a stream. "While it prefills" are those gaps that end or begin between the
+prompt's arrival and its first token. "Decode work" is what the streams' tokens of that time would have taken without
+the prompt: rounds of all streams, at the undisturbed median gap each.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from tests.peers.prompts import Words, completion, repeated
+from tests.peers.servers import Server, arguments, llama_server, puna
+from tests.peers.streams import Stream, complete, follow
+
+BEFORE = 64  # prompt tokens of a stream
+SPARE = 2048  # tokens of context beyond the long prompt: what a stream may answer
+AFTER = 16  # tokens of each stream after the long prompt's first
+GOAL = 5.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One server's figures; times in seconds."""
+
+    name: str
+    long: int  # tokens of the long prompt
+    calm: list[float]  # gaps before the long prompt came
+    disturbed: list[float]  # gaps while it prefilled
+    alone: float  # time to first token
+    beside: float
+    rounds: float  # tokens that each stream got meanwhile
+
+    @property
+    def pace(self) -> float:
+        return median(self.calm)
+
+    @property
+    def decode_work(self) -> float:
+        return self.rounds * self.pace
+
+
+def measure(server: Server, words: Words, long: int, asked: argparse.Namespace) -> Seen:
+    complete(server, completion(words.draw(8), 4))
+    alone = complete(server, long_prompt(words, long)).first
+    with ExitStack() as open_streams:
+
+        def opened(prompt: int, tokens: int) -> Stream:
+            how = repeated(words.one())
+            return open_streams.enter_context(Stream(server, completion(words.draw(prompt), tokens, **how)))
+
+        streams = [opened(BEFORE, SPARE - BEFORE) for _ in range(asked.streams)]
+        follow(streams, lambda: all(len(stream.arrivals) > asked.calm for stream in streams))
+        guest = open_streams.enter_context(Stream(server, long_prompt(words, long)))
+        follow([*streams, guest], lambda: bool(guest.arrivals))
+        seen = [len(stream.arrivals) for stream in streams]
+        follow(streams, lambda: all(len(s.arrivals) > n + AFTER for s, n in zip(streams, seen, strict=True)))
+        if any(stream.over for stream in streams):
+            raise SystemExit(f"{server.name}: a stream ended too early to measure with; take a shorter prompt")
+        return seen_of(server.name, long, streams, guest, alone)
+
+
+def long_prompt(words: Words, tokens: int) -> dict[str, object]:
+    """Never the same twice, so that no cache has any of it."""
+    return completion(words.draw(tokens), 1, **repeated(words.one()))
+
+
+def seen_of(name: str, long: int, streams: Sequence[Stream], guest: Stream, alone: float) -> Seen:
+    came, first = guest.asked, guest.arrivals[0]
+    settled = max(stream.arrivals[0] for stream in streams)
+    pairs = [pair for stream in streams for pair in pairwise(stream.arrivals)]
+    meanwhile = sum(told(stream, came, first) for stream in streams)
+    return Seen(
+        name,
+        long,
+        [after - before for before, after in pairs if settled <= before and after <= came],
+        [after - before for before, after in pairs if after > came and before < first],
+        alone,
+        guest.first,
+        meanwhile / len(streams),
+    )
+
+
+def told(stream: Stream, begin: float, end: float) -> float:
+    """Tokens of that time. All of a stream's are the same word, so their text tells how many they are."""
+    pieces = zip(stream.arrivals, stream.lengths, strict=True)
+    return sum(length for time, length in pieces if begin < time <= end) / min(stream.lengths)
+
+
+def table(every: Sequence[Seen]) -> Iterator[str]:
+    def row(what: str, *cells: str) -> str:
+        return f"| {what} | " + " | ".join(cells) + " |"
+
+    yield row("", *(seen.name for seen in every))
+    yield row("---", *("---" for _ in every))
+    yield row("tokens of the long prompt", *(str(seen.long) for seen in every))
+    yield row("undisturbed gap: median, largest", *(f"{_ms(s.pace)}, {_ms(max(s.calm))}" for s in every))
+    middles = (f"{_ms(median(s.disturbed))}, {_ms(quantile(s.disturbed, 0.95))}" for s in every)
+    yield row("gap while it prefills: median, 95 %", *middles)
+    yield row("largest gap while it prefills", *(_ms(max(seen.disturbed)) for seen in every))
+    ratios = (f"{max(seen.disturbed) / seen.pace:.1f}" for seen in every)
+    yield row(f"largest over undisturbed median (goal {GOAL:.0f})", *ratios)
+    yield row("its first token: alone, beside the streams", *(f"{s.alone:.2f} s, {s.beside:.2f} s" for s in every))
+    work = (f"{seen.rounds:.0f}, {seen.decode_work:.2f} s" for seen in every)
+    yield row("tokens of each stream meanwhile, and their decode work", *work)
+    yield row("growth beyond that (goal: none)", *(f"{s.beside - s.alone - s.decode_work:+.2f} s" for s in every))
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    return sorted(values)[int(part * (len(values) - 1))]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms"
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--peer", type=Path, metavar="FOLDER")
+    parser.add_argument("--long", type=int, default=16000)
+    parser.add_argument("--peer-long", type=int, default=4000)
+    parser.add_argument("--streams", type=int, default=4)
+    parser.add_argument("--calm", type=int, default=64, metavar="N", help="tokens of each stream before the prompt")
+    asked = parser.parse_args()
+    words = Words(asked.file)
+    print(f"{asked.streams} streams; {asked.calm} tokens of each before the long prompt.")
+    with puna(asked.file, asked.threads, asked.long + SPARE) as server:
+        every = [measure(server, words, asked.long, asked)]
+    print("\n" + "\n".join(table(every)) + "\n", flush=True)
+    if asked.peer:
+        slots = asked.streams + 1
+        with llama_server(asked.peer, asked.file, asked.threads, asked.peer_long + SPARE, slots) as server:
+            every.append(measure(server, words, asked.peer_long, asked))
+        print("\n" + "\n".join(table(every)))
+
+
+if __name__ == "__main__":
+    main()
