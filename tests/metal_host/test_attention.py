@@ -7,6 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from engine.metal import attention
 from engine.metal.attention import (
     HEAD_DIMS,
     PAGES,
@@ -25,7 +26,7 @@ from engine.metal.attention import (
 from engine.metal.attention_numbers import narrowed, widened
 from engine.metal.attention_reference import Class
 from tests.metal_host.attention_cases import Case, World
-from tests.metal_host.layer_cases import ran
+from tests.metal_host.layer_cases import fusing, ran
 from tests.metal_host.run import Order
 
 # Each instance of a kernel is compiled, so that a case has to serve several laws.
@@ -118,10 +119,16 @@ def test_a_key_that_is_no_number_is_not_taken_for_an_answer(kind: Class, name: s
         ("prefill", Order(reverse=True, contract=True)),  # its sums are the matrix units' own
     ],
 )
-def test_what_the_language_leaves_open_changes_no_bit(kind: Class, order: Order) -> None:
+def test_what_the_language_leaves_open_changes_no_bit(
+    kind: Class, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor would it if the compiler did not obey the word against fusing."""
     world = World(CASES["ends of partitions"])
-    for got, want in zip(world.attend(kind, world.spans(), order), world.attend(kind, world.spans()), strict=True):
-        np.testing.assert_array_equal(got, want)
+    want = world.attend(kind, world.spans())
+    for name in ("DECODE", "MERGE", "PREFILL"):
+        monkeypatch.setattr(attention, name, fusing(getattr(attention, name)))
+    for got, rows in zip(world.attend(kind, world.spans(), order), want, strict=True):
+        np.testing.assert_array_equal(got, rows)
 
 
 @both

@@ -64,8 +64,8 @@ def a_pool() -> BuiltinPool:
 
 @pytest.mark.parametrize("ways", [OURS, MIXED], ids=["ours", "ours for answers"])
 def test_passes_of_prompts_and_answers_agree_with_the_baseline(ways: dict[Class, Way]) -> None:
-    """Keys are a few roundings of numbers below 8. Attention's scores are sums of magnitudes near 8 with 65 roundings, its
-    weighted sums have 270, both above and below the line, of values near 1: together 2^-13."""
+    """Keys are a few roundings of numbers below 8. Scores are sums of magnitudes near 8 with 65 roundings, weighted
+    sums have 270, above and below the line, and values are near 1: together 2^-13."""
     theirs, ours, rng = a_pool(), a_pool(), np.random.default_rng(0)
     weights = HeadNorms(*(mx.array(rng.uniform(0.5, 1.5, 64).astype(np.float32)) for _ in range(2)))
     for spans, prompts in PASSES:
