@@ -123,7 +123,7 @@ def test_what_the_language_leaves_open_changes_no_bit(
     kind: Class, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor would it if the compiler did not obey the word against fusing."""
-    world = World(CASES["ends of partitions"])
+    world = World(replace(CASES["96 wide, float32"], sequences=((300, 2), (40, 3))))
     want = world.attend(kind, world.spans())
     for name in ("DECODE", "MERGE", "PREFILL"):
         monkeypatch.setattr(attention, name, fusing(getattr(attention, name)))
