@@ -7,7 +7,6 @@ import mlx.core as mx
 import numpy as np
 
 from engine.batch import Batch
-from engine.builtin_ops import BuiltinPool
 from engine.metal.attention import PAGE, Ints, Launch, Shape, launched, roomy
 from engine.metal.attention_reference import Class
 from engine.metal.attention_ways import Attend, Way
@@ -24,6 +23,7 @@ class AttentionPass:
     shape: Shape
     turns: Turns
     eps: mx.array
+    table: mx.array  # (positions, rope dims) cosines, then sines
     positions: mx.array
     slots: mx.array  # (T,) where each row's key and value go
     attends: tuple[Attend, ...]
@@ -37,6 +37,7 @@ class AttentionPass:
         turns: Turns,
         eps: float,
         scale: float,
+        table: mx.array,
         batch: Batch,
         classes: Mapping[Class, Sequence[int]],  # sequences of the batch
         ways: Mapping[Class, Way],
@@ -55,6 +56,7 @@ class AttentionPass:
             shape=shape,
             turns=turns,
             eps=mx.array(eps, mx.float32),
+            table=table,
             positions=mx.array(roomy(batch.positions)),
             slots=mx.array(_slots(batch)),
             attends=tuple(attends),
@@ -62,16 +64,14 @@ class AttentionPass:
             launch=launch,
         )
 
-    def attend(
-        self, pool: BuiltinPool, layer: int, q: mx.array, k: mx.array, v: mx.array, norms: HeadNorms | None
-    ) -> mx.array:
+    def attend(self, pages: mx.array, q: mx.array, k: mx.array, v: mx.array, norms: HeadNorms | None) -> mx.array:
         """(T, H Dh) of q (T, H Dh), k and v (T, K Dh), which come as the projections gave them. Keys and values are
-        written."""
+        written to `pages`, the layer's array itself: whoever has it has what was written."""
         call = rope_call(self.turns, len(q), _NAMES[q.dtype], self.shape.queries, self.shape.pages)
         weights = (norms.q, norms.k) if norms else (mx.zeros(self.shape.head_dim),) * 2
-        queries, kv = self.launch(call, [q, k, v, pool.turns, self.positions, *weights, self.eps])
-        pool.layers[layer] = written(pool.layers[layer], self.slots, kv)
-        seen = [attend(queries, pool.layers[layer]) for attend in self.attends]
+        queries, kv = self.launch(call, [q, k, v, self.table, self.positions, *weights, self.eps])
+        pages = written(pages, self.slots, kv)
+        seen = [attend(queries, pages) for attend in self.attends]
         rows = seen[0] if len(seen) == 1 else mx.concatenate(seen)
         return (rows if self.back is None else rows[self.back]).reshape(len(q), -1)
 

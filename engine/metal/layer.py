@@ -127,11 +127,11 @@ def supports_width(width: int) -> bool:
     return width % 4 == 0 and width >= 8
 
 
-def written(pool: mx.array, slots: mx.array, kv: mx.array) -> mx.array:
-    """The pool (slots, 2, K, row) with kv (T, 2, K, row) at the slots (T,).
+def written(pages: mx.array, slots: mx.array, kv: mx.array) -> mx.array:
+    """The same array object (slots, 2, K, row), with kv (T, 2, K, row) at the slots (T,).
 
-    In place when the caller hands over the only reference, and no pass that reads it is in flight: MLX's scatter then
-    takes over the buffer. A kernel of ours cannot do it, for its outputs are always new arrays.
+    No buffer is copied if nothing else refers to it when the pass is encoded, no earlier pass in flight either: MLX's
+    scatter then takes it over. A kernel of ours cannot write to it, for its outputs are always new arrays.
     """
-    pool[slots] = kv
-    return pool
+    pages[slots] = kv
+    return pages

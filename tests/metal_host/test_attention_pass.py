@@ -76,8 +76,8 @@ def test_passes_of_prompts_and_answers_agree_with_the_baseline(ways: dict[Class,
             "decode": [i for i in range(len(spans)) if i not in of_prompts],
             "prefill": of_prompts,
         }
-        here = AttentionPass.of(SHAPE, TURNS, EPS, 0.125, batch, classes, ways, on_host)
-        got = np.array(here.attend(ours, 0, *rows, weights))
+        here = AttentionPass.of(SHAPE, TURNS, EPS, 0.125, ours.turns, batch, classes, ways, on_host)
+        got = np.array(here.attend(ours.layers[0], *rows, weights))
         want = np.array(BuiltinOps(CONFIG, theirs, batch, mx.float32).attend(0, *rows, weights))
         mx.eval(ours.layers, theirs.layers)
         np.testing.assert_allclose(np.array(ours.layers[0]), np.array(theirs.layers[0]), rtol=0, atol=2**-18)
@@ -85,6 +85,6 @@ def test_passes_of_prompts_and_answers_agree_with_the_baseline(ways: dict[Class,
 
 
 def test_a_sequence_that_nobody_serves_is_noticed() -> None:
-    batch = batch_of(PASSES[1][0])
+    batch, table = batch_of(PASSES[1][0]), mx.zeros((300, 48))
     with pytest.raises(AssertionError, match="one class"):
-        AttentionPass.of(SHAPE, TURNS, EPS, 0.125, batch, {"decode": [1], "prefill": [0]}, OURS, on_host)
+        AttentionPass.of(SHAPE, TURNS, EPS, 0.125, table, batch, {"decode": [1], "prefill": [0]}, OURS, on_host)
