@@ -6,7 +6,7 @@ class sums a score over lanes and weighs in partitions of 256 tokens, the prefil
 matrix units and weighs in tiles of 32. So whoever computes a token again must use the class that computed it first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -89,9 +89,13 @@ class Shape:
     head_dim: int
     window: int | None
     queries: str  # dtype of q
-    out: str  # dtype of what comes out
     pages: Pages
     layout: Layout
+    mixed: str | None = None  # dtype of what comes out, if it is not that of q
+
+    @property
+    def out(self) -> str:
+        return self.mixed or self.queries
 
     @property
     def group(self) -> int:
@@ -139,13 +143,6 @@ class Call:
 
     def launch(self, *inputs: mx.array) -> list[mx.array]:
         return self.kernel.launch(inputs, self.template, self.grid, self.threadgroup, self.shapes)
-
-
-Launch = Callable[[Call, Sequence[mx.array]], list[mx.array]]
-
-
-def launched(call: Call, inputs: Sequence[mx.array]) -> list[mx.array]:
-    return call.launch(*inputs)
 
 
 @dataclass(frozen=True)
@@ -303,55 +300,11 @@ def roomy(array: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class Paged:
-    """A pass's page tables and positions on the GPU, made once for all its layers, and the scale of scores."""
+    """A pass's page tables and positions on the GPU, made once for all its layers."""
 
     tables: mx.array  # (B, M)
     positions: mx.array  # (T,)
-    scale: mx.array  # ()
 
     @classmethod
-    def of(cls, tables: Ints, positions: Ints, scale: float) -> "Paged":
-        return cls(mx.array(roomy(tables)), mx.array(roomy(positions)), mx.array(scale, mx.float32))
-
-    def inputs(self, q: mx.array, pool: mx.array, items: mx.array) -> list[mx.array]:
-        return [q, pool, self.tables, self.positions, items, self.scale]
-
-
-@dataclass(frozen=True)
-class Decode:
-    """The decode class for some rows of a pass."""
-
-    shape: Shape
-    work: DecodeWork
-    paged: Paged
-    items: mx.array
-    parts: mx.array
-    launch: Launch
-
-    @classmethod
-    def of(cls, shape: Shape, work: DecodeWork, paged: Paged, launch: Launch = launched) -> "Decode":
-        return cls(shape, work, paged, mx.array(roomy(work.items)), mx.array(roomy(work.parts)), launch)
-
-    def __call__(self, q: mx.array, pool: mx.array) -> mx.array:
-        """(R, H, Dh) of the rows served, from q (T, H, Dh) and a layer of the pool that has their keys and values."""
-        partials = self.launch(decode_call(self.shape, self.work), self.paged.inputs(q, pool, self.items))[0]
-        return self.launch(merge_call(self.shape, self.work), [partials, self.parts])[0]
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """The prefill class for some rows of a pass."""
-
-    shape: Shape
-    work: PrefillWork
-    paged: Paged
-    items: mx.array
-    launch: Launch
-
-    @classmethod
-    def of(cls, shape: Shape, work: PrefillWork, paged: Paged, launch: Launch = launched) -> "Prefill":
-        return cls(shape, work, paged, mx.array(roomy(work.items)), launch)
-
-    def __call__(self, q: mx.array, pool: mx.array) -> mx.array:
-        """As of the decode class."""
-        return self.launch(prefill_call(self.shape, self.work), self.paged.inputs(q, pool, self.items))[0]
+    def of(cls, tables: Ints, positions: Ints) -> "Paged":
+        return cls(mx.array(roomy(tables)), mx.array(roomy(positions)))

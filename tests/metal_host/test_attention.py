@@ -12,10 +12,8 @@ from engine.metal.attention import (
     HEAD_DIMS,
     PAGES,
     PARTITION,
-    Decode,
     DecodeWork,
     Paged,
-    Prefill,
     PrefillWork,
     decode_call,
     merge_call,
@@ -210,18 +208,20 @@ def test_what_is_dispatched_fits_the_shapes() -> None:
             assert 32 % queries == 0
 
 
-def test_a_pass_is_launched_with_what_the_kernels_were_tested_with(tmp_path: Path) -> None:
+def test_calls_are_launched_with_what_the_kernels_were_tested_with(tmp_path: Path) -> None:
     """Without Metal MLX records launches while it exports a function; ours are held to their signatures."""
     shape = CASES["80 wide, three share one, window over two partitions, bfloat16"].shape
     starts, past = np.array([0, 1, 4], np.int32), np.array([260, 3], np.int32)
-    paged = Paged.of(np.zeros((2, 9), np.int32), np.array([260, 3, 4, 5], np.int32), 0.1)
-    decode = Decode.of(shape, DecodeWork.of(shape, starts, past, [0]), paged)
-    prefill = Prefill.of(shape, PrefillWork.of(starts, [1]), paged)
-    pool = mx.zeros((9 * 32 + 1, 2, 1, 80), mx.bfloat16)
+    work, tiles = DecodeWork.of(shape, starts, past, [0]), PrefillWork.of(starts, [1])
+    paged = Paged.of(np.zeros((2, 9), np.int32), np.array([260, 3, 4, 5], np.int32))
+    pool, scale = mx.zeros((9 * 32 + 1, 2, 1, 80), mx.bfloat16), mx.array(0.1)
     shapes: list[tuple[int, ...]] = []
 
     def launched(q: mx.array) -> mx.array:
-        made = [decode(q, pool), prefill(q, pool)]
+        where = paged.tables, paged.positions
+        partials = decode_call(shape, work).launch(q, pool, *where, mx.array(roomy(work.items)), scale)
+        made = merge_call(shape, work).launch(*partials, mx.array(roomy(work.parts)))
+        made += prefill_call(shape, tiles).launch(q, pool, *where, mx.array(roomy(tiles.items)), scale)
         shapes.extend(out.shape for out in made)
         return mx.concatenate(made)
 
@@ -235,6 +235,6 @@ def test_what_is_not_supported_is_said() -> None:
     assert not supports(replace(shape, heads=18))
     assert not supports(replace(shape, heads=3))
     assert not supports(replace(shape, queries="int8"))
-    assert not supports(replace(shape, out="int8"))
+    assert not supports(replace(shape, mixed="int8"))
     assert not supports(replace(shape, pages=PAGES["float32"], head_dim=256))
     assert all(supports(replace(shape, pages=pages)) for pages in PAGES.values())
