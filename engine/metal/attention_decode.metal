@@ -5,8 +5,8 @@
   //     weights   exp(score - highest of the partition); their sum over a page pairs tokens at distance 16, 8, 4, 2, 1
   //     values    a chain of FMAs over the page's tokens, ascending; then pages 4 apart, 2 apart, 1 apart
   //
-  // None of these orders depends on ROWS, SHARE or QUERIES, so a row has the same bits alone and beside others. No token that
-  // a row does not see touches its sums, not even with the weight zero: pages hold anything where nothing was written.
+  // None of these orders depends on ROWS, SHARE or QUERIES, so a row has the same bits alone and beside others. No token
+  // that a row does not see touches its sums, not even with the weight zero: pages hold anything where nothing was written.
   constexpr int PAGES = 8, PAGE = 32;
   constexpr int GROUP = HEADS / KV_HEADS;
   constexpr int PARTS = (GROUP + SHARE - 1) / SHARE;

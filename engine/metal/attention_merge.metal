@@ -1,5 +1,5 @@
-  // One row and head: its partitions in ascending order, each weighed by the exponential of the distance of its highest score
-  // to the highest of all. Only partitions that the row sees are listed, so none is empty.
+  // One row and head: its partitions in ascending order, each weighed by the exponential of the distance of its highest
+  // score to the highest of all. Only partitions that the row sees are listed, so none is empty.
   const int dim = thread_position_in_threadgroup.x;
   const int head = threadgroup_position_in_grid.y, row = threadgroup_position_in_grid.z;
   const int first = parts[4 * row], count = parts[4 * row + 1], place = parts[4 * row + 2];

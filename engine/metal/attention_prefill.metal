@@ -1,11 +1,11 @@
-  // A tile of up to 32 neighbouring rows of one sequence, one query head. A simdgroup has 8 rows; of an 8 x 8 fragment a lane
-  // holds two neighbouring columns of row `lane_row`. Keys and values come in tiles of a page, 32 tokens at absolute positions,
-  // ascending.
+  // A tile of up to 32 neighbouring rows of one sequence, one query head. A simdgroup has 8 rows; of an 8 x 8 fragment a
+  // lane holds two neighbouring columns of row `lane_row`. Keys and values come in tiles of a page, 32 tokens at absolute
+  // positions, ascending.
   //
   // A tile that a row does not see leaves its sums as they are: its highest score stays, so they are scaled by exp(0) = 1
-  // and get products with the weight zero. For that to hold, values that are no finite numbers are kept out of the products and
-  // reach just the rows that see them (`spoils`), and what was never written counts as zero. So a row has the same bits in
-  // every tile, whichever rows are beside it.
+  // and get products with the weight zero. For that to hold, values that are no finite numbers are kept out of the products
+  // and reach just the rows that see them (`spoils`), and what was never written counts as zero. So a row has the same bits
+  // in every tile, whichever rows are beside it.
   constexpr int PAGE = 32, THREADS = 128;
   constexpr int DIMS = HEAD_DIM / 8, TILES = PAGE / 8;
   constexpr int WIDTH = HEAD_DIM + 16 / int(sizeof(S));               // rows in threadgroup memory do not begin in one bank

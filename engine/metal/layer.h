@@ -4,8 +4,8 @@
 
 namespace puna {
 
-// exp(x) = 2^n * exp(r), n = round(x / ln 2), by the polynomial that the CPU kernels use: the same bits on every chip and compiler.
-// Arguments are clamped; a NaN stays one.
+// exp(x) = 2^n * exp(r), n = round(x / ln 2), by the polynomial that the CPU kernels use: the same bits on every chip and
+// compiler. Arguments are clamped; a NaN stays one.
 inline float exponential(float x) {
   if (isnan(x)) return x;
   x = x < 88.0f ? x : 88.0f;
@@ -67,9 +67,9 @@ inline int high_of(int pair) {
 // What the indices of q4 stand for.
 constant float CODEBOOK[16] = {-113, -89, -69, -53, -38, -25, -13, -2, 8, 20, 32, 46, 62, 80, 100, 127};
 
-// Codes a group of 32 dims, one a lane; gives the scale, as the bits of a bfloat. It is rounded away from zero, so that no number
-// is more than 127 times as large, and in 4 bits has the sign of the first of the largest. A group with what is no finite
-// number has no number for a scale; one that is next to nothing has zero.
+// Codes a group of 32 dims, one a lane; gives the scale, as the bits of a bfloat. It is rounded away from zero, so that no
+// number is more than 127 times as large, and in 4 bits has the sign of the first of the largest. A group with what is no
+// finite number has no number for a scale; one that is next to nothing has zero.
 template <int BITS>
 inline ushort coded(float x, int lane, thread ushort& code) {
   code = 0;

@@ -1,4 +1,5 @@
-  // A row: its squares are chains of FMAs over every THREADS-th four numbers, summed over lanes, then over simdgroups ascending.
+  // A row: its squares are chains of FMAs over every THREADS-th four numbers, summed over lanes, then over simdgroups
+  // ascending.
   threadgroup float partial[THREADS / 32];
   const int thread_ = thread_index_in_threadgroup, width = x_shape[1];
   const size_t start = size_t(threadgroup_position_in_grid.y) * width;
