@@ -3,9 +3,9 @@
 
 namespace puna {
 
-// Where BITS is 8 or 4, a row is bytes: for each 32 dims a scale (bfloat), filled up to whole 4 bytes, then the codes. A number is
-// its code times its scale, exactly. Codes of 8 bits are signed bytes; of 4 bits an index into CODEBOOK, dim i of 32 in the
-// low half of byte i, dim 16 + i in the high half.
+// Where BITS is 8 or 4, a row is bytes: for each 32 dims a scale (bfloat), filled up to whole 4 bytes, then the codes. A
+// number is its code times its scale, exactly. Codes of 8 bits are signed bytes; of 4 bits an index into CODEBOOK, dim i of
+// 32 in the low half of byte i, dim 16 + i in the high half.
 constexpr int scale_bytes(int head_dim) { return (head_dim + 63) / 64 * 4; }
 
 template <typename T>
@@ -37,8 +37,8 @@ inline void numbers(const device T* row, int at, thread float* out) {
   }
 }
 
-// One exchange of dealt(): lanes DISTANCE apart halve the sums among them. A template, for an array that is indexed by anything
-// but constants leaves the registers.
+// One exchange of dealt(): lanes DISTANCE apart halve the sums among them. A template, for an array that is indexed by
+// anything but constants leaves the registers.
 template <int DISTANCE>
 inline void deal(thread float* sums, bool upper) {
 #pragma clang loop unroll(full)
@@ -49,9 +49,9 @@ inline void deal(thread float* sums, bool upper) {
   }
 }
 
-// Of 32 sums, each spread over the 32 lanes, lane i gets the i-th whole. At each distance a lane gives away the half that is not
-// its own, so 31 exchanges do what 160 would. Whatever its number, a sum is taken over pairs of lanes at distance 16, then 8, 4,
-// 2, 1: the same bits as summed().
+// Of 32 sums, each spread over the 32 lanes, lane i gets the i-th whole. At each distance a lane gives away the half that
+// is not its own, so 31 exchanges do what 160 would. Whatever its number, a sum is taken over pairs of lanes at distance
+// 16, then 8, 4, 2, 1: the same bits as summed().
 inline float dealt(thread float* sums, int lane) {
   deal<16>(sums, lane & 16);
   deal<8>(sums, lane & 8);
@@ -73,9 +73,9 @@ inline float folded(thread float* x) {
   }
 }
 
-// Copies a page's 32 tokens, `stride` apart, to rows of WIDTH in threadgroup memory: numbers, or codes and apart from them their
-// scales (32, groups). Tokens from `written` on become zeros. If CLEANED, so does what is no finite number, and it is told
-// whether this thread met one.
+// Copies a page's 32 tokens, `stride` apart, to rows of WIDTH in threadgroup memory: numbers, or codes and apart from them
+// their scales (32, groups). Tokens from `written` on become zeros. If CLEANED, so does what is no finite number, and it is
+// told whether this thread met one.
 template <int THREADS, int HEAD_DIM, int WIDTH, int BITS, bool CLEANED, typename T, typename S>
 inline bool stage(const device T* rows, int stride, threadgroup S* to, threadgroup float* scales, int written, int thread_) {
   constexpr int QUADS = HEAD_DIM / 4, GROUPS = (HEAD_DIM + 31) / 32;

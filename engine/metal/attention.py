@@ -88,9 +88,14 @@ class Shape:
     kv_heads: int
     head_dim: int
     window: int | None
-    queries: str  # dtype of q and of what comes out
+    queries: str  # dtype of q
     pages: Pages
     layout: Layout
+    mixed: str | None = None  # dtype of what comes out, if it is not that of q
+
+    @property
+    def out(self) -> str:
+        return self.mixed or self.queries
 
     @property
     def group(self) -> int:
@@ -121,6 +126,7 @@ def supports(shape: Shape) -> bool:
         and shape.heads % shape.kv_heads == 0
         and shape.group <= MOST_GROUPED
         and shape.queries in FLOATS
+        and shape.out in FLOATS
         and PAGE * shape.head_dim * shape.pages.bits // 8 < MOST_STAGED
     )
 
@@ -219,18 +225,18 @@ DECODE = Kernel(
 MERGE = Kernel(
     name="attention_merge",
     inputs=(Input("partials", "float32"), Input("parts", "int32")),  # as above, (R, 4)
-    outputs=(Output("out", "Q"),),  # (R, H, Dh)
+    outputs=(Output("out", "Y"),),  # (R, H, Dh)
     body=text("attention_merge.metal"),
     header=_HEADER,
-    template=("Q", "HEADS", "HEAD_DIM", "ROWS"),
+    template=("Y", "HEADS", "HEAD_DIM", "ROWS"),
 )
 PREFILL = Kernel(
     name="attention_prefill",
     inputs=_PAGED,
-    outputs=(Output("out", "Q"),),  # (R, H, Dh)
+    outputs=(Output("out", "Y"),),  # (R, H, Dh)
     body=text("attention_prefill.metal"),
     header=_HEADER,
-    template=(*_OF_SHAPE, "S"),
+    template=(*_OF_SHAPE, "S", "Y"),
 )
 
 
@@ -267,7 +273,7 @@ def merge_call(shape: Shape, work: DecodeWork) -> Call:
     """A thread for each number that comes out."""
     return Call(
         kernel=MERGE,
-        template={"Q": shape.queries, "HEADS": shape.heads, "HEAD_DIM": shape.head_dim, "ROWS": work.rows},
+        template={"Y": shape.out, "HEADS": shape.heads, "HEAD_DIM": shape.head_dim, "ROWS": work.rows},
         grid=(shape.head_dim, shape.heads, len(work.served)),
         threadgroup=(shape.head_dim, 1, 1),
         shapes=((len(work.served), shape.heads, shape.head_dim),),
@@ -276,9 +282,10 @@ def merge_call(shape: Shape, work: DecodeWork) -> Call:
 
 def prefill_call(shape: Shape, work: PrefillWork) -> Call:
     """Four simdgroups of eight rows for each head and tile. Codes are staged as float16, which holds them exactly."""
+    staged = shape.pages.dtype if shape.pages.bits > 8 else "float16"
     return Call(
         kernel=PREFILL,
-        template={**_of_shape(shape), "S": shape.pages.dtype if shape.pages.bits > 8 else "float16"},
+        template={**_of_shape(shape), "S": staged, "Y": shape.out},
         grid=(128, shape.heads, len(work.items)),
         threadgroup=(128, 1, 1),
         shapes=((len(work.served), shape.heads, shape.head_dim),),
@@ -301,44 +308,3 @@ class Paged:
     @classmethod
     def of(cls, tables: Ints, positions: Ints) -> "Paged":
         return cls(mx.array(roomy(tables)), mx.array(roomy(positions)))
-
-
-@dataclass(frozen=True)
-class Decode:
-    """The decode class for some rows of a pass."""
-
-    shape: Shape
-    work: DecodeWork
-    paged: Paged
-    items: mx.array
-    parts: mx.array
-
-    @classmethod
-    def of(cls, shape: Shape, work: DecodeWork, paged: Paged) -> "Decode":
-        return cls(shape, work, paged, mx.array(roomy(work.items)), mx.array(roomy(work.parts)))
-
-    def __call__(self, q: mx.array, pool: mx.array, scale: mx.array) -> mx.array:
-        """(R, H, Dh) of the rows served, from q (T, H, Dh) and a layer of the pool that has their keys and values."""
-        made = decode_call(self.shape, self.work).launch(
-            q, pool, self.paged.tables, self.paged.positions, self.items, scale
-        )
-        return merge_call(self.shape, self.work).launch(*made, self.parts)[0]
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """The prefill class for some rows of a pass."""
-
-    shape: Shape
-    work: PrefillWork
-    paged: Paged
-    items: mx.array
-
-    @classmethod
-    def of(cls, shape: Shape, work: PrefillWork, paged: Paged) -> "Prefill":
-        return cls(shape, work, paged, mx.array(roomy(work.items)))
-
-    def __call__(self, q: mx.array, pool: mx.array, scale: mx.array) -> mx.array:
-        """As of the decode class."""
-        call = prefill_call(self.shape, self.work)
-        return call.launch(q, pool, self.paged.tables, self.paged.positions, self.items, scale)[0]

@@ -1,12 +1,12 @@
-  // Of one sequence's step, up to ROWS rows and the SHARE query heads that read the same KV head: what they make of one partition,
-  // 256 tokens at absolute positions. A simdgroup takes a page of 32 tokens, a lane EACH neighbouring dims.
+  // Of one sequence's step, up to ROWS rows and the SHARE query heads that read the same KV head: what they make of one
+  // partition, 256 tokens at absolute positions. A simdgroup takes a page of 32 tokens, a lane EACH neighbouring dims.
   //
   //     scores    QUERIES * TOKENS = 32 at a time, each a chain of FMAs in its lanes, then summed over the lanes
   //     weights   exp(score - highest of the partition); their sum over a page pairs tokens at distance 16, 8, 4, 2, 1
   //     values    a chain of FMAs over the page's tokens, ascending; then pages 4 apart, 2 apart, 1 apart
   //
-  // None of these orders depends on ROWS, SHARE or QUERIES, so a row has the same bits alone and beside others. No token that a
-  // row does not see touches its sums, not even with the weight zero: pages hold anything where nothing was written.
+  // None of these orders depends on ROWS, SHARE or QUERIES, so a row has the same bits alone and beside others. No token
+  // that a row does not see touches its sums, not even with the weight zero: pages hold anything where nothing was written.
   constexpr int PAGES = 8, PAGE = 32;
   constexpr int GROUP = HEADS / KV_HEADS;
   constexpr int PARTS = (GROUP + SHARE - 1) / SHARE;
@@ -88,7 +88,9 @@
     }
     if (start + next >= mine_from && start + next < mine_to) highest = fmax(highest, score[s]);
   }
-  for (ushort distance = 16; distance >= QUERIES; distance /= 2) highest = fmax(highest, simd_shuffle_xor(highest, distance));
+  for (ushort distance = 16; distance >= QUERIES; distance /= 2) {
+    highest = fmax(highest, simd_shuffle_xor(highest, distance));
+  }
   if (lane < QUERIES) maxima[own * QUERIES + lane] = highest;
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (int p = 0; p < PAGES; ++p) highest = fmax(highest, maxima[p * QUERIES + mine]);
@@ -115,7 +117,9 @@
 #pragma clang loop unroll(full)
     for (int u = 0; u < 4; ++u) {
       for (int e = 0; e < EACH; ++e) value[u][e] = 0;
-      if (at + u < end && reads) puna::numbers<EACH, HEAD_DIM, BITS>(values + (at + u) * TOKEN_STRIDE, lane * EACH, value[u]);
+      if (at + u < end && reads) {
+        puna::numbers<EACH, HEAD_DIM, BITS>(values + (at + u) * TOKEN_STRIDE, lane * EACH, value[u]);
+      }
     }
 #pragma clang loop unroll(full)
     for (int u = 0; u < 4; ++u) {

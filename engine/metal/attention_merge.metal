@@ -1,5 +1,5 @@
-  // One row and head: its partitions in ascending order, each weighed by the exponential of the distance of its highest score to
-  // the highest of all. Only partitions that the row sees are listed, so none is empty.
+  // One row and head: its partitions in ascending order, each weighed by the exponential of the distance of its highest
+  // score to the highest of all. Only partitions that the row sees are listed, so none is empty.
   const int dim = thread_position_in_threadgroup.x;
   const int head = threadgroup_position_in_grid.y, row = threadgroup_position_in_grid.z;
   const int first = parts[4 * row], count = parts[4 * row + 1], place = parts[4 * row + 2];
@@ -14,4 +14,4 @@
     total = fma(partials[at + HEAD_DIM + 1], weight, total);
     sum = fma(partials[at + dim], weight, sum);
   }
-  out[(size_t(row) * HEADS + head) * HEAD_DIM + dim] = Q(sum / total);
+  out[(size_t(row) * HEADS + head) * HEAD_DIM + dim] = Y(sum / total);

@@ -1,10 +1,11 @@
-  // A tile of up to 32 neighbouring rows of one sequence, one query head. A simdgroup has 8 rows; of an 8 x 8 fragment a lane holds
-  // two neighbouring columns of row `lane_row`. Keys and values come in tiles of a page, 32 tokens at absolute positions, ascending.
+  // A tile of up to 32 neighbouring rows of one sequence, one query head. A simdgroup has 8 rows; of an 8 x 8 fragment a
+  // lane holds two neighbouring columns of row `lane_row`. Keys and values come in tiles of a page, 32 tokens at absolute
+  // positions, ascending.
   //
-  // A tile that a row does not see leaves its sums as they are: its highest score stays, so they are scaled by exp(0) = 1 and
-  // get products with the weight zero. For that to hold, values that are no finite numbers are kept out of the products and
-  // reach just the rows that see them (`spoils`), and what was never written counts as zero. So a row has the same bits in
-  // every tile, whichever rows are beside it.
+  // A tile that a row does not see leaves its sums as they are: its highest score stays, so they are scaled by exp(0) = 1
+  // and get products with the weight zero. For that to hold, values that are no finite numbers are kept out of the products
+  // and reach just the rows that see them (`spoils`), and what was never written counts as zero. So a row has the same bits
+  // in every tile, whichever rows are beside it.
   constexpr int PAGE = 32, THREADS = 128;
   constexpr int DIMS = HEAD_DIM / 8, TILES = PAGE / 8;
   constexpr int WIDTH = HEAD_DIM + 16 / int(sizeof(S));               // rows in threadgroup memory do not begin in one bank
@@ -53,8 +54,8 @@
     const device KV* values = keys + VALUE_STRIDE;
     puna::stage<THREADS, HEAD_DIM, WIDTH, BITS, false>(keys, TOKEN_STRIDE, staged, key_scales, written - base, thread_);
     if (BOTH) {
-      const bool met =
-          puna::stage<THREADS, HEAD_DIM, WIDTH, BITS, true>(values, TOKEN_STRIDE, staged_values, value_scales, written - base, thread_);
+      const bool met = puna::stage<THREADS, HEAD_DIM, WIDTH, BITS, true>(values, TOKEN_STRIDE, staged_values, value_scales,
+                                                                         written - base, thread_);
       const bool any = simd_any(met);
       if (lane == 0) spoils[own] = any;
     }
@@ -125,8 +126,8 @@
     }
     if (!BOTH) {
       threadgroup_barrier(mem_flags::mem_threadgroup);
-      const bool met =
-          puna::stage<THREADS, HEAD_DIM, WIDTH, BITS, true>(values, TOKEN_STRIDE, staged_values, value_scales, written - base, thread_);
+      const bool met = puna::stage<THREADS, HEAD_DIM, WIDTH, BITS, true>(values, TOKEN_STRIDE, staged_values, value_scales,
+                                                                         written - base, thread_);
       const bool any = simd_any(met);
       if (lane == 0) spoils[own] = any;
       threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -162,12 +163,12 @@
   }
 
   if (row < rows) {
-    device Q* result = out + (size_t(to + row) * HEADS + head) * HEAD_DIM + lane_column;
+    device Y* result = out + (size_t(to + row) * HEADS + head) * HEAD_DIM + lane_column;
 #pragma clang loop unroll(full)
     for (int d = 0; d < DIMS; ++d) {
       for (int e = 0; e < 2; ++e) {
         const float mean = sums[d].thread_elements()[e] / total;
-        result[d * 8 + e] = Q(mean == 0 ? 0.0f : mean);  // zero has one sign, whatever was added to it
+        result[d * 8 + e] = Y(mean == 0 ? 0.0f : mean);  // zero has one sign, whatever was added to it
       }
     }
   }

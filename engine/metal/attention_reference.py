@@ -56,7 +56,7 @@ def _row(
     flushed = len(keys) * (np.exp(-FARTHEST) + TINY) * (np.abs(values).max(0) + np.abs(exact))
     bound = (of_sum + of_total + flushed) / total + UNIT * np.abs(exact)
     # To first order; 1.05 is for products of errors, all of them far below 2^-5.
-    return exact, bound * 1.05 + UNITS[shape.queries] * np.abs(exact) + _least(shape.queries)
+    return exact, bound * 1.05 + UNITS[shape.out] * np.abs(exact) + _least(shape.out)
 
 
 def _score_error(shape: Shape, kind: Class, magnitude: Doubles) -> Doubles:

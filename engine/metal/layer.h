@@ -4,8 +4,8 @@
 
 namespace puna {
 
-// exp(x) = 2^n * exp(r), n = round(x / ln 2), by the polynomial that the CPU kernels use: the same bits on every chip and compiler.
-// Arguments are clamped; a NaN stays one.
+// exp(x) = 2^n * exp(r), n = round(x / ln 2), by the polynomial that the CPU kernels use: the same bits on every chip and
+// compiler. Arguments are clamped; a NaN stays one.
 inline float exponential(float x) {
   if (isnan(x)) return x;
   x = x < 88.0f ? x : 88.0f;
@@ -26,6 +26,21 @@ inline float exponential(float x) {
 inline float summed(float x) {
   for (ushort distance = 16; distance > 0; distance /= 2) x = x + simd_shuffle_xor(x, distance);
   return x;
+}
+
+// Four neighbouring numbers, read and written at once.
+template <typename T>
+inline float4 four(const device T* from) {
+  const vec<T, 4> stored = *reinterpret_cast<const device vec<T, 4>*>(from);
+  float4 wide;
+  for (int i = 0; i < 4; ++i) wide[i] = float(stored[i]);
+  return wide;
+}
+template <typename T>
+inline void put_four(device T* to, float4 x) {
+  vec<T, 4> narrow;
+  for (int i = 0; i < 4; ++i) narrow[i] = T(x[i]);
+  *reinterpret_cast<device vec<T, 4>*>(to) = narrow;
 }
 
 // 1 / sqrt(mean square + eps) of a row whose squares are spread over the threads; `partial` has a float for each simdgroup.
@@ -52,9 +67,9 @@ inline int high_of(int pair) {
 // What the indices of q4 stand for.
 constant float CODEBOOK[16] = {-113, -89, -69, -53, -38, -25, -13, -2, 8, 20, 32, 46, 62, 80, 100, 127};
 
-// Codes a group of 32 dims, one a lane; gives the scale, as the bits of a bfloat. It is rounded away from zero, so that no number
-// is more than 127 times as large, and in 4 bits has the sign of the first of the largest. A group with what is no finite
-// number has no number for a scale; one that is next to nothing has zero.
+// Codes a group of 32 dims, one a lane; gives the scale, as the bits of a bfloat. It is rounded away from zero, so that no
+// number is more than 127 times as large, and in 4 bits has the sign of the first of the largest. A group with what is no
+// finite number has no number for a scale; one that is next to nothing has zero.
 template <int BITS>
 inline ushort coded(float x, int lane, thread ushort& code) {
   code = 0;

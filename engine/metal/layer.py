@@ -6,11 +6,9 @@ from math import gcd
 import mlx.core as mx
 
 from engine.metal.attention import Call, Pages
-from engine.metal.kernel import Input, Kernel, Output, text
+from engine.metal.kernel import Input, Kernel, Output, Template, text
 
 FLOATS = ("float16", "bfloat16", "float32")
-THREADS = 256  # of a row's norm; part of its arithmetic, so never chosen by load
-
 _HEADER = text("layer.h")
 
 
@@ -100,15 +98,18 @@ def rope_call(turns: Turns, rows: int, x: str, queries: str, pages: Pages) -> Ca
 
 
 def norm_call(rows: int, width: int, x: str, y: str) -> Call:
-    return _norm(NORM, rows, x, y, ((rows, width),))
+    return _norm(NORM, width, rows, x, y, 1)
 
 
 def add_norm_call(rows: int, width: int, x: str, y: str) -> Call:
-    return _norm(ADD_NORM, rows, x, y, ((rows, width), (rows, width)))
+    return _norm(ADD_NORM, width, rows, x, y, 2)
 
 
-def _norm(kernel: Kernel, rows: int, x: str, y: str, shapes: tuple[tuple[int, ...], ...]) -> Call:
-    return Call(kernel, {"X": x, "Y": y, "THREADS": THREADS}, (THREADS, rows, 1), (THREADS, 1, 1), shapes)
+def _norm(kernel: Kernel, width: int, rows: int, x: str, y: str, outputs: int) -> Call:
+    """A threadgroup for each row."""
+    count = threads(width)
+    template: Template = {"X": x, "Y": y, "THREADS": count}
+    return Call(kernel, template, (count, rows, 1), (count, 1, 1), ((rows, width),) * outputs)
 
 
 def gate_call(rows: int, width: int, x: str, y: str) -> Call:
@@ -116,16 +117,21 @@ def gate_call(rows: int, width: int, x: str, y: str) -> Call:
     return Call(GATE, {"X": x, "Y": y}, (threads, 1, 1), (min(256, threads), 1, 1), ((rows, width),))
 
 
+def threads(width: int) -> int:
+    """Of a row's norm. They are part of its arithmetic, so the width of the model settles them and nothing else."""
+    return min(512, -(-width // 128) * 32)
+
+
 def supports_width(width: int) -> bool:
     """Rows are read four numbers at a time, and are no small arrays to MLX."""
     return width % 4 == 0 and width >= 8
 
 
-def written(pool: mx.array, slots: mx.array, kv: mx.array) -> mx.array:
-    """The pool (slots, 2, K, row) with kv (T, 2, K, row) at the slots (T,).
+def written(pages: mx.array, slots: mx.array, kv: mx.array) -> mx.array:
+    """The same array object (slots, 2, K, row), with kv (T, 2, K, row) at the slots (T,).
 
-    In place when the caller hands over the only reference, and no pass that reads it is in flight: MLX's scatter then
-    takes over the buffer. A kernel of ours cannot do it, for its outputs are always new arrays.
+    No buffer is copied if nothing else refers to it when the pass is encoded, no earlier pass in flight either: MLX's
+    scatter then takes it over. A kernel of ours cannot write to it, for its outputs are always new arrays.
     """
-    pool[slots] = kv
-    return pool
+    pages[slots] = kv
+    return pages

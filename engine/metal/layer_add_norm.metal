@@ -4,16 +4,12 @@
   const size_t start = size_t(threadgroup_position_in_grid.y) * width;
   float squares = 0;
   for (int at = thread_ * 4; at < width; at += THREADS * 4) {
-    for (int i = 0; i < 4; ++i) {
-      const float each = float(x[start + at + i]) + float(added[start + at + i]);
-      sum[start + at + i] = each;
-      squares = fma(each, each, squares);
-    }
+    const float4 each = puna::four(x + start + at) + puna::four(added + start + at);
+    puna::put_four(sum + start + at, each);
+    for (int i = 0; i < 4; ++i) squares = fma(each[i], each[i], squares);
   }
   const float inverse = puna::inverse_root<THREADS>(squares, partial, width, eps, thread_);
   for (int at = thread_ * 4; at < width; at += THREADS * 4) {
-    for (int i = 0; i < 4; ++i) {
-      const float each = float(x[start + at + i]) + float(added[start + at + i]);
-      normed[start + at + i] = Y(each * inverse * weight[at + i]);
-    }
+    const float4 each = puna::four(x + start + at) + puna::four(added + start + at), factor = puna::four(weight + at);
+    puna::put_four(normed + start + at, each * inverse * factor);
   }

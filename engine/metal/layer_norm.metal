@@ -1,16 +1,15 @@
-  // A row: its root mean square is a chain of FMAs over every THREADS-th four numbers, summed over lanes, then over simdgroups in
-  // ascending order.
+  // A row: its squares are chains of FMAs over every THREADS-th four numbers, summed over lanes, then over simdgroups
+  // ascending.
   threadgroup float partial[THREADS / 32];
   const int thread_ = thread_index_in_threadgroup, width = x_shape[1];
   const size_t start = size_t(threadgroup_position_in_grid.y) * width;
   float squares = 0;
   for (int at = thread_ * 4; at < width; at += THREADS * 4) {
-    for (int i = 0; i < 4; ++i) {
-      const float each = float(x[start + at + i]);
-      squares = fma(each, each, squares);
-    }
+    const float4 each = puna::four(x + start + at);
+    for (int i = 0; i < 4; ++i) squares = fma(each[i], each[i], squares);
   }
   const float inverse = puna::inverse_root<THREADS>(squares, partial, width, eps, thread_);
   for (int at = thread_ * 4; at < width; at += THREADS * 4) {
-    for (int i = 0; i < 4; ++i) normed[start + at + i] = Y(float(x[start + at + i]) * inverse * weight[at + i]);
+    const float4 each = puna::four(x + start + at), factor = puna::four(weight + at);
+    puna::put_four(normed + start + at, each * inverse * factor);
   }

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.metal.attention_reference import EXPONENTIAL, UNIT, UNITS, Reference
-from engine.metal.layer import THREADS, Turns
+from engine.metal.layer import Turns, threads
 
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
@@ -21,9 +21,10 @@ class Ready:
 
 
 def normed(x: Doubles, weight: Doubles, eps: float, y: str) -> Reference:
-    """Rows (T, D). A chain of D / threads squares, five sums over lanes, then simdgroups; squares are positive, so the
+    """Rows (T, D). Chains of D / threads squares, five sums over lanes, then simdgroups; squares are positive, so the
     roundings are relative to the sum, and its root halves them."""
-    roundings = -(-x.shape[1] // THREADS) + 4 + 5 + THREADS // 32
+    count = threads(x.shape[1])
+    roundings = -(-x.shape[1] // (4 * count)) * 4 + 5 + count // 32
     exact = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
     return Reference(exact, _rounded(exact, roundings / 2 * UNIT + ROOT + 3 * UNIT, y))
 

@@ -1,5 +1,5 @@
-  // One row and head of q, k or v: norm of the head if the model has one, rope for q and k, all in float32, rounded once. Keys and
-  // values come out side by side, as the pool takes them. A lane has pairs of dims that turn together.
+  // One row and head of q, k or v: norm of the head if the model has one, rope for q and k, all in float32, rounded once.
+  // Keys and values come out side by side, as the pool takes them. A lane has pairs of dims that turn together.
   constexpr int HALF = ROPE_DIMS / 2, PAIRS = (HEAD_DIM / 2 + 31) / 32;
   constexpr int GROUPS = (HEAD_DIM + 31) / 32, CODES_AT = (HEAD_DIM + 63) / 64 * 4;
   constexpr int ROW = BITS > 8 ? HEAD_DIM : CODES_AT + (BITS == 8 ? HEAD_DIM : GROUPS * 16);

@@ -36,6 +36,7 @@ class Case:
     kv_heads: int = 2
     head_dim: int = 64
     queries: str = "float16"
+    out: str = "float16"
     pages: str = "float16"
     window: int | None = None
     by_head: bool = False
@@ -45,7 +46,7 @@ class Case:
         pages = PAGES[self.pages]
         layout = (Layout.by_head if self.by_head else Layout.by_token)(self.kv_heads, pages.row(self.head_dim))
         heads = self.group * self.kv_heads
-        return Shape(heads, self.kv_heads, self.head_dim, self.window, self.queries, pages, layout)
+        return Shape(heads, self.kv_heads, self.head_dim, self.window, self.queries, pages, layout, self.out)
 
 
 class World:

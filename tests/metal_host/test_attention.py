@@ -7,14 +7,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from engine.metal import attention
 from engine.metal.attention import (
     HEAD_DIMS,
     PAGES,
     PARTITION,
-    Decode,
     DecodeWork,
     Paged,
-    Prefill,
     PrefillWork,
     decode_call,
     merge_call,
@@ -25,17 +24,26 @@ from engine.metal.attention import (
 from engine.metal.attention_numbers import narrowed, widened
 from engine.metal.attention_reference import Class
 from tests.metal_host.attention_cases import Case, World
-from tests.metal_host.layer_cases import ran
+from tests.metal_host.layer_cases import fusing, ran
 from tests.metal_host.run import Order
 
 # Each instance of a kernel is compiled, so that a case has to serve several laws.
 CASES = {
     "ends of partitions": Case(((300, 1), (0, 1), (255, 1), (256, 1), (31, 1))),
     "80 wide, three share one, window over two partitions, bfloat16": Case(
-        ((250, 9), (0, 5), (513, 2)), group=3, kv_heads=1, head_dim=80, queries="bfloat16", pages="bfloat16", window=40
+        ((250, 9), (0, 5), (513, 2)),
+        group=3,
+        kv_heads=1,
+        head_dim=80,
+        queries="bfloat16",
+        out="bfloat16",
+        pages="bfloat16",
+        window=40,
     ),
-    "96 wide, float32": Case(((40, 33), (0, 3)), group=1, head_dim=96, queries="float32", pages="float32"),
-    "128 wide, 8 bits": Case(((255, 3), (64, 1)), group=4, kv_heads=1, head_dim=128, pages="q8"),
+    "96 wide, float32": Case(
+        ((40, 33), (0, 3)), group=1, head_dim=96, queries="float32", out="float32", pages="float32"
+    ),
+    "128 wide, 8 bits": Case(((255, 3), (64, 1)), group=4, kv_heads=1, head_dim=128, queries="float32", pages="q8"),
     "256 wide, eight share one": Case(((33, 2), (0, 34)), group=8, kv_heads=1, head_dim=256, window=30),
     "4 bits, seven share one, heads apart": Case(((62, 3), (5, 1)), group=7, head_dim=64, pages="q4", by_head=True),
 }
@@ -46,7 +54,7 @@ both = pytest.mark.parametrize("kind", ["decode", "prefill"])
 def require_exact(world: World, kind: Class, order: Order = Order()) -> None:  # noqa: B008
     for got, span in zip(world.attend(kind, world.spans(), order), world.spans(), strict=True):
         want = world.exact(kind, *span)
-        np.testing.assert_array_less(np.abs(widened(got, world.case.queries) - want.exact), want.bound)
+        np.testing.assert_array_less(np.abs(widened(got, world.case.out) - want.exact), want.bound)
 
 
 @both
@@ -96,7 +104,7 @@ def test_a_key_that_is_no_number_is_not_taken_for_an_answer(kind: Class, name: s
     clean.put(0, 30, kv)
     kv[0, 0, 0, 7] = np.nan
     spoiled.put(0, 30, kv)
-    want, got = (widened(w.attend(kind, w.spans())[0], case.queries) for w in (clean, spoiled))
+    want, got = (widened(w.attend(kind, w.spans())[0], case.out) for w in (clean, spoiled))
     assert np.isnan(got[10:, : case.group]).all()
     got[10:, : case.group] = want[10:, : case.group]
     np.testing.assert_array_equal(got, want)
@@ -109,10 +117,16 @@ def test_a_key_that_is_no_number_is_not_taken_for_an_answer(kind: Class, name: s
         ("prefill", Order(reverse=True, contract=True)),  # its sums are the matrix units' own
     ],
 )
-def test_what_the_language_leaves_open_changes_no_bit(kind: Class, order: Order) -> None:
-    world = World(CASES["ends of partitions"])
-    for got, want in zip(world.attend(kind, world.spans(), order), world.attend(kind, world.spans()), strict=True):
-        np.testing.assert_array_equal(got, want)
+def test_what_the_language_leaves_open_changes_no_bit(
+    kind: Class, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor would it if the compiler did not obey the word against fusing."""
+    world = World(replace(CASES["96 wide, float32"], sequences=((300, 2), (40, 3))))
+    want = world.attend(kind, world.spans())
+    for name in ("DECODE", "MERGE", "PREFILL"):
+        monkeypatch.setattr(attention, name, fusing(getattr(attention, name)))
+    for got, rows in zip(world.attend(kind, world.spans(), order), want, strict=True):
+        np.testing.assert_array_equal(got, rows)
 
 
 @both
@@ -133,7 +147,7 @@ def test_scores_far_apart_neither_overflow_nor_vanish(kind: Class) -> None:
 
 def test_partitions_are_merged_in_ascending_order() -> None:
     """In float32, 1e8 + 1 - 1e8 is 0 and 1e8 - 1e8 + 1 is 1."""
-    shape = Case((), group=1, kv_heads=1, queries="float32").shape
+    shape = Case((), group=1, kv_heads=1, out="float32").shape
     work = DecodeWork.of(shape, np.array([0, 1], np.int32), np.array([600], np.int32), [0])
     partials = np.zeros((3, 1, 1, 66), np.float32)
     partials[:, 0, 0, 0], partials[:, 0, 0, 1], partials[:, 0, 0, 65] = (1e8, 1, -1e8), (1e8, -1e8, 1), 1
@@ -142,7 +156,7 @@ def test_partitions_are_merged_in_ascending_order() -> None:
 
 
 def test_tokens_of_a_page_are_summed_in_ascending_order_and_then_pages_by_halves() -> None:
-    case = Case(((0, 1), (255, 1)), group=1, head_dim=96, queries="float32", pages="float32")
+    case = Case(((0, 1), (255, 1)), group=1, head_dim=96, queries="float32", out="float32", pages="float32")
     world = World(case)
     world.q[1][...] = 0  # all weights are 1
     kv = np.zeros((256, 2, 2, 96))
@@ -194,18 +208,20 @@ def test_what_is_dispatched_fits_the_shapes() -> None:
             assert 32 % queries == 0
 
 
-def test_a_pass_is_launched_with_what_the_kernels_were_tested_with(tmp_path: Path) -> None:
+def test_calls_are_launched_with_what_the_kernels_were_tested_with(tmp_path: Path) -> None:
     """Without Metal MLX records launches while it exports a function; ours are held to their signatures."""
     shape = CASES["80 wide, three share one, window over two partitions, bfloat16"].shape
     starts, past = np.array([0, 1, 4], np.int32), np.array([260, 3], np.int32)
+    work, tiles = DecodeWork.of(shape, starts, past, [0]), PrefillWork.of(starts, [1])
     paged = Paged.of(np.zeros((2, 9), np.int32), np.array([260, 3, 4, 5], np.int32))
-    decode = Decode.of(shape, DecodeWork.of(shape, starts, past, [0]), paged)
-    prefill = Prefill.of(shape, PrefillWork.of(starts, [1]), paged)
     pool, scale = mx.zeros((9 * 32 + 1, 2, 1, 80), mx.bfloat16), mx.array(0.1)
     shapes: list[tuple[int, ...]] = []
 
     def launched(q: mx.array) -> mx.array:
-        made = [decode(q, pool, scale), prefill(q, pool, scale)]
+        where = paged.tables, paged.positions
+        partials = decode_call(shape, work).launch(q, pool, *where, mx.array(roomy(work.items)), scale)
+        made = merge_call(shape, work).launch(*partials, mx.array(roomy(work.parts)))
+        made += prefill_call(shape, tiles).launch(q, pool, *where, mx.array(roomy(tiles.items)), scale)
         shapes.extend(out.shape for out in made)
         return mx.concatenate(made)
 
@@ -219,5 +235,6 @@ def test_what_is_not_supported_is_said() -> None:
     assert not supports(replace(shape, heads=18))
     assert not supports(replace(shape, heads=3))
     assert not supports(replace(shape, queries="int8"))
+    assert not supports(replace(shape, mixed="int8"))
     assert not supports(replace(shape, pages=PAGES["float32"], head_dim=256))
     assert all(supports(replace(shape, pages=pages)) for pages in PAGES.values())

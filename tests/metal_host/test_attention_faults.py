@@ -11,7 +11,7 @@ from tests.metal_host import test_attention as laws
 from tests.metal_host.attention_cases import Case
 from tests.metal_host.run import KernelError
 
-SMALL = Case(((300, 6), (0, 1)), group=1, kv_heads=1, queries="float32", pages="float32", window=200)
+SMALL = Case(((300, 6), (0, 1)), group=1, kv_heads=1, queries="float32", out="float32", pages="float32", window=200)
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
 IN_PAIRS = "for (int i = 0; i < COUNT / 2; ++i) x[i] = x[i] + x[i + COUNT / 2];\n    return folded<COUNT / 2>(x);"
 IN_A_CHAIN = "for (int i = 1; i < COUNT; ++i) x[0] = x[0] + x[i];\n    return x[0];"

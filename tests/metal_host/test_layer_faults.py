@@ -38,8 +38,13 @@ FAULTS = {
     "the sign of the last of the largest": ("ROPE", "min(first, simd", "max(first, simd", of_codes),
     "a row is read before it is whole": ("ROPE", "simdgroup_barrier(mem_flags::mem_threadgroup);", "", of_codes),
     "sums of simdgroups are read too soon": ("ADD_NORM", BARRIER, "", of_sums),
-    "the norm leaves out what is added": ("ADD_NORM", "fma(each, each, squares)", "fma(each, each, 0)", of_sums),
-    "the gate opens the other way": ("GATE", "exponential(-g)", "exponential(g)", of_gates),
+    "the norm is of the last number alone": (
+        "ADD_NORM",
+        "fma(each[i], each[i], squares)",
+        "fma(each[i], each[i], 0)",
+        of_sums,
+    ),
+    "the gate opens the other way": ("GATE", "exponential(-opening", "exponential(opening", of_gates),
 }
 
 
