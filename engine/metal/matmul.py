@@ -150,6 +150,9 @@ class Few:
     def kernel(self) -> Kernel:
         return _kernel("few", self.reading, ("SIMDGROUPS", "ROWS", "TILE"))
 
+    def supports(self, rows: int, weight_rows: int, cols: int) -> bool:
+        return 1 <= rows <= 32 and self.reading.supports(weight_rows, cols)
+
     def plan(self, rows: int, weight_rows: int) -> Plan:
         """The least tile that holds all rows of x, or the largest. Few weight rows are dealt out to more simdgroups."""
         tile = next((tile for tile in _TILES if rows <= tile), _TILES[-1])
@@ -187,6 +190,9 @@ class Many:
     @property
     def kernel(self) -> Kernel:
         return _kernel("many", self.reading, ("EX", "EW"))
+
+    def supports(self, rows: int, weight_rows: int, cols: int) -> bool:
+        return rows >= 1 and self.reading.supports(weight_rows, cols)
 
     def plan(self, rows: int, weight_rows: int) -> Plan:
         return Plan(
