@@ -1,0 +1,233 @@
+"""Metal's matmul: each weight is the format's own, sums err within their bound, rows know nothing of each other.
+
+Run on the host, where every access is checked. One instance of a kernel serves all laws of a kind: compiling takes most
+of the time.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from engine.metal.kernel import Value
+from engine.metal.matmul import Few, Many, Plan, Reading, reading, reference
+from quant.formats import AFFINE, FORMATS
+from tests.engine.weight_cases import F32, Kind, Weights, weights
+from tests.metal_host.run import Order, run
+
+Array = npt.NDArray[np.generic]
+
+DTYPES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
+NUMPY = {"u8": "u1", "u32": "<u4", "f16": "<f2", "bf16": "<u2", "f32": "<f4"}
+PLANES = ["affine2_32-f16", "affine3_64-bf16", "affine4_64-f16", "affine4_128-bf16"]
+PLANES += ["affine5_32-f32", "affine6_128-f16", "affine8_64-f32"]
+KINDS = [Kind(name) for name in FORMATS] + [Kind(*name.split("-")) for name in PLANES]
+Q4_K, Q4_0, PLANES_4 = Kind("q4_k"), Kind("q4_0"), Kind("affine4_64", "f16")
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
+
+
+def reading_of(kind: Kind) -> Reading:
+    return reading(AFFINE[kind.name], DTYPES[kind.scales]) if kind.scales else reading(FORMATS[kind.name])
+
+
+def arrays(w: Weights) -> list[Array]:
+    """The planes as kernels get them, a row of weights in each row; bfloat16 as its bits."""
+    dtypes = [plane.dtype if w.kind.name not in DTYPES else w.kind.name for plane in w.planes]
+    planes = [np.frombuffer(plane.data, NUMPY[dtype]) for plane, dtype in zip(w.planes, dtypes, strict=True)]
+    return [plane.reshape(len(w.decoded), -1) for plane in planes]
+
+
+def product(way: Few | Many, x: F32, w: Weights, plan: Plan | None = None, order: Order = Order()) -> F32:  # noqa: B008
+    plan = plan or way.plan(len(x), len(w.decoded))
+    given = [stored(x, way.dtype), *arrays(w)]
+    made = run(way.kernel, given, plan.template, plan.grid, plan.threadgroup, [plan.shape], order=order)
+    return read(made[0], way.dtype)
+
+
+def stored(x: F32, dtype: str) -> Array:
+    if dtype == "bfloat16":
+        return (x.view(np.uint32) >> 16).astype(np.uint16)
+    return x.astype(dtype)
+
+
+def read(x: Array, dtype: str) -> F32:
+    if dtype == "bfloat16":
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32)
+
+
+def in_tiles_of(rows: int, way: Few, count: int, weight_rows: int) -> Plan:
+    """The plan for `count` rows of x that another number of rows would choose its tile by."""
+    tile = way.plan(rows, weight_rows)
+    value = tile.template["TILE"]
+    assert isinstance(value, int)
+    grid = (-(-count // value) * tile.threadgroup[0], *tile.grid[1:])
+    return replace(tile, grid=grid, shape=(count, weight_rows))
+
+
+def width(kind: Kind) -> int:
+    """More pieces than lanes, and not a multiple of 32 of them."""
+    piece = reading_of(kind).piece
+    step = max(8, kind.group)
+    return next(cols for cols in range(step, 4096, step) if cols > 33 * piece and cols % (32 * piece))
+
+
+def one_hot(kind: Kind) -> F32:
+    """Each column of whole blocks alone; 40 dense weights are a tile of the K of many rows and a part of the next."""
+    return np.eye(40 if kind.group == 1 else -(-96 // kind.group) * kind.group, dtype=np.float32)
+
+
+def rounded_to_half(values: F32) -> F32:
+    return values.astype(np.float16).astype(np.float32)
+
+
+@every_kind
+def test_few_rows_meet_exactly_the_weights_that_the_format_defines(kind: Kind) -> None:
+    x = one_hot(kind)
+    w = weights(kind, 9, len(x))
+    np.testing.assert_array_equal(product(Few(reading_of(kind)), x, w), w.decoded.T)
+
+
+@every_kind
+def test_many_rows_meet_exactly_those_weights_rounded_to_their_tile(kind: Kind) -> None:
+    x = one_hot(kind)
+    w = weights(kind, 61, len(x))
+    np.testing.assert_array_equal(product(Many(reading_of(kind)), x, w), rounded_to_half(w.decoded).T)
+
+
+@every_kind
+def test_few_rows_err_within_their_bound(kind: Kind) -> None:
+    way, w = Few(reading_of(kind)), weights(kind, 11, width(kind))
+    x = np.random.default_rng(1).standard_normal((11, width(kind)), np.float32)
+    error = np.abs(product(way, x, w) - reference(x, w.decoded))
+    assert (error <= way.bound(x, w.decoded)).all()
+
+
+@pytest.mark.parametrize("kind", [Q4_K, Kind("q6_k"), PLANES_4, Kind("bf16")], ids=str)
+def test_many_rows_err_within_their_bound(kind: Kind) -> None:
+    way, w = Many(reading_of(kind)), weights(kind, 70, width(kind))
+    x = np.random.default_rng(2).standard_normal((67, width(kind)), np.float32)
+    error = np.abs(product(way, x, w) - reference(x, w.decoded))
+    assert (error <= way.bound(x, w.decoded)).all()
+
+
+@every_kind
+def test_few_rows_have_the_same_bits_alone_and_in_a_batch(kind: Kind) -> None:
+    way, w = Few(reading_of(kind)), weights(kind, 7, width(kind))
+    x = np.random.default_rng(3).standard_normal((11, width(kind)), np.float32)
+    together = product(way, x, w)
+    for first, last in ((0, 1), (4, 5), (7, 10), (10, 11)):
+        some = product(way, x[first:last], w, in_tiles_of(8, way, last - first, 7))
+        np.testing.assert_array_equal(some.view(np.uint32), together[first:last].view(np.uint32))
+
+
+@pytest.mark.parametrize("kind", [Q4_K, Q4_0, PLANES_4], ids=str)
+def test_a_tile_of_any_height_gives_a_row_the_same_bits(kind: Kind) -> None:
+    way, w = Few(reading_of(kind)), weights(kind, 7, width(kind))
+    x = np.random.default_rng(4).standard_normal((9, width(kind)), np.float32)
+    together = product(way, x, w).view(np.uint32)
+    for rows in (1, 2, 3, 4):
+        np.testing.assert_array_equal(product(way, x[:rows], w).view(np.uint32), together[:rows])
+
+
+def test_how_many_rows_of_weights_a_simdgroup_owns_changes_no_bit() -> None:
+    way, w = Few(reading_of(Q4_K)), weights(Q4_K, 11, 1280)
+    x = np.random.default_rng(5).standard_normal((9, 1280), np.float32)
+    plan = way.plan(9, 11)
+    owning_four: dict[str, Value] = {**plan.template, "ROWS": 4}
+    wide = product(way, x, w, replace(plan, template=owning_four, grid=(plan.grid[0], 2, 1)))
+    np.testing.assert_array_equal(wide.view(np.uint32), product(way, x, w).view(np.uint32))
+
+
+@pytest.mark.parametrize("kind", [Q4_K, Q4_0, Kind("f16")], ids=str)
+def test_many_rows_have_the_same_bits_alone_and_in_a_batch(kind: Kind) -> None:
+    cols = 1024 if kind.group > 1 else 72
+    way, w = Many(reading_of(kind)), weights(kind, 9, cols)
+    x = np.random.default_rng(6).standard_normal((67, cols), np.float32)
+    together = product(way, x, w)
+    for row in (0, 13, 63, 66):
+        np.testing.assert_array_equal(
+            product(way, x[row : row + 1], w).view(np.uint32)[0], together.view(np.uint32)[row]
+        )
+
+
+@pytest.mark.parametrize("way", [Few, Many])
+def test_what_the_language_leaves_open_changes_no_bit(way: type[Few] | type[Many]) -> None:
+    one, w = way(reading_of(PLANES_4)), weights(PLANES_4, 7, 512)
+    x = np.random.default_rng(7).standard_normal((9, 512), np.float32)
+    first = product(one, x, w)
+    for order in (Order(reverse=True), Order(contract=True), Order(flush=True)):
+        np.testing.assert_array_equal(product(one, x, w, order=order).view(np.uint32), first.view(np.uint32))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_any_order_of_sums_in_the_matrix_unit_keeps_the_bound(seed: int) -> None:
+    way, w = Many(reading_of(PLANES_4), tile_weights="float32"), weights(PLANES_4, 7, 512)
+    x = np.random.default_rng(7).standard_normal((9, 512), np.float32)
+    error = np.abs(product(way, x, w, order=Order(sums=seed)) - reference(x, w.decoded))
+    assert (error <= way.bound(x, w.decoded)).all()
+
+
+@pytest.mark.parametrize("way", [Few, Many])
+def test_a_row_that_is_not_finite_spoils_no_other(way: type[Few] | type[Many]) -> None:
+    one, w = way(reading_of(Q4_K)), weights(Q4_K, 7, 512)
+    x = np.random.default_rng(8).standard_normal((9, 512), np.float32)
+    spoiled = x.copy()
+    spoiled[4, 5], spoiled[6, 500] = np.inf, np.nan
+    got, want = product(one, spoiled, w), product(one, x, w)
+    others = [0, 1, 2, 3, 5, 7, 8]
+    np.testing.assert_array_equal(got[others].view(np.uint32), want[others].view(np.uint32))
+    assert not np.isfinite(got[[4, 6]]).any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_x_and_y_may_be_narrow(dtype: str) -> None:
+    w = weights(Q4_K, 9, 512)
+    x = read(stored(np.random.default_rng(9).standard_normal((9, 512), np.float32), dtype), dtype)
+    for way in (Few(reading_of(Q4_K), dtype), Many(reading_of(Q4_K), dtype, dtype, dtype)):
+        error = np.abs(product(way, x, w) - reference(x, w.decoded))
+        assert (error <= way.bound(x, w.decoded)).all()
+
+
+def test_tiles_in_float32_err_no_more_than_sums_do() -> None:
+    way, w = Many(reading_of(Q4_K), tile_weights="float32"), weights(Q4_K, 9, 512)
+    x = np.random.default_rng(10).standard_normal((9, 512), np.float32)
+    assert (np.abs(product(way, x, w) - reference(x, w.decoded)) <= way.bound(x, w.decoded)).all()
+    assert (way.bound(x, w.decoded) < Many(reading_of(Q4_K)).bound(x, w.decoded) / 4).all()
+
+
+def test_a_plan_covers_every_row_once() -> None:
+    for rows in range(1, 33):
+        for weight_rows in (1, 7, 8, 9, 2048, 2049):
+            few = Few(reading_of(Q4_K)).plan(rows, weight_rows)
+            assert few.grid[0] % few.threadgroup[0] == 0
+            tile, owned, groups = (few.template[name] for name in ("TILE", "ROWS", "SIMDGROUPS"))
+            assert isinstance(tile, int)
+            assert isinstance(owned, int)
+            assert isinstance(groups, int)
+            assert 0 <= few.grid[0] // few.threadgroup[0] * tile - rows < tile
+            assert 0 <= few.grid[1] * owned * groups - weight_rows < owned * groups
+
+
+def test_shapes_that_do_not_fill_blocks_or_would_lie_in_constant_memory_are_not_supported() -> None:
+    assert reading_of(Q4_K).supports(8, 256)
+    assert not reading_of(Q4_K).supports(8, 255)
+    assert not reading_of(Q4_K).supports(0, 256)
+    assert reading_of(PLANES_4).supports(4, 128)
+    assert not reading_of(PLANES_4).supports(3, 128)
+    assert reading_of(Kind("f16")).supports(1, 8)
+    assert not reading_of(Kind("f16")).supports(100, 12)
+
+
+def test_few_are_at_most_32_rows() -> None:
+    for rows, served in ((0, False), (1, True), (32, True), (33, False)):
+        assert Few(reading_of(Q4_K)).supports(rows, 8, 256) == served
+        assert Many(reading_of(Q4_K)).supports(rows, 8, 256) == (rows > 0)
+
+
+def test_every_format_of_the_table_has_a_case() -> None:
+    names = {kind.name for kind in KINDS}
+    assert names >= set(FORMATS)
+    assert {AFFINE[name].bits for name in names & AFFINE.keys()} == {row.bits for row in AFFINE.values()}
+    assert {AFFINE[name].group for name in names & AFFINE.keys()} == {row.group for row in AFFINE.values()}
