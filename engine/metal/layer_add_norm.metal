@@ -1,0 +1,19 @@
+  // A row of the residual stream: what is added to it, and the norm of the sum, in the order of layer_norm.
+  threadgroup float partial[THREADS / 32];
+  const int thread_ = thread_index_in_threadgroup, width = x_shape[1];
+  const size_t start = size_t(threadgroup_position_in_grid.y) * width;
+  float squares = 0;
+  for (int at = thread_ * 4; at < width; at += THREADS * 4) {
+    for (int i = 0; i < 4; ++i) {
+      const float each = float(x[start + at + i]) + float(added[start + at + i]);
+      sum[start + at + i] = each;
+      squares = fma(each, each, squares);
+    }
+  }
+  const float inverse = puna::inverse_root<THREADS>(squares, partial, width, eps, thread_);
+  for (int at = thread_ * 4; at < width; at += THREADS * 4) {
+    for (int i = 0; i < 4; ++i) {
+      const float each = float(x[start + at + i]) + float(added[start + at + i]);
+      normed[start + at + i] = Y(each * inverse * weight[at + i]);
+    }
+  }
