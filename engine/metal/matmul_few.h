@@ -58,7 +58,8 @@ inline void few_sums(M weights, const device X* x, uint N, uint K, uint n0, uint
     for (int r = 0; r < ROWS; r++) {
       raw[r] = M::load(rows[r], piece);
     }
-#pragma unroll
+    // Unrolled, a tall tile's code would outgrow the instruction cache (12 KB); then `eight` branches, all lanes alike.
+#pragma unroll(TILE > 2 ? 1 : M::GROUPS)
     for (int g = 0; g < M::GROUPS; g++) {
       Eight w[ROWS];
 #pragma unroll
