@@ -227,9 +227,9 @@ def few(reading: Reading, weight_rows: int, dtype: str = "float32") -> list[Few]
 
 
 def many(reading: Reading, dtype: str = "float32") -> list[Many]:
-    """Candidates, the least rounding first. Half tiles take less threadgroup memory, but x may leave float16's range."""
-    tiles = [("float32", "float32"), ("float32", "float16"), ("float16", "float16"), ("bfloat16", "bfloat16")]
-    return [Many(reading, dtype, *types) for types in tiles]
+    """Candidates, the least rounding first. x is put into no type of less range than its own: float16 ends at 65504."""
+    narrow = [(dtype, dtype)] if dtype != "float32" else []
+    return [Many(reading, dtype, *tiles) for tiles in [("float32", "float32"), ("float32", "float16"), *narrow]]
 
 
 def launch(product: Few | Many, x: mx.array, weights: Sequence[mx.array], stream: mx.Stream | None = None) -> mx.array:
