@@ -195,7 +195,8 @@ def test_a_row_that_is_not_finite_spoils_no_other(way: Callable[[Kind], Few | Ma
 def test_every_candidate_keeps_its_bound_for_x_and_y_of_every_type(dtype: str) -> None:
     w = weights(Q4_K, 9, 512)
     x = read(stored(np.random.default_rng(9).standard_normal((9, 512), np.float32), dtype), dtype)
-    for way in (few(reading_of(Q4_K), 9, dtype)[0], *many(reading_of(Q4_K), dtype)):
+    ways: list[Few | Many] = [few(reading_of(Q4_K), 9, dtype)[0], *many(reading_of(Q4_K), dtype)]
+    for way in ways:
         error = np.abs(product(way, x, w) - reference(x, w.decoded))
         assert (error <= way.bound(x, w.decoded)).all()
 
