@@ -1,11 +1,11 @@
 // y = x @ weights.T for a few rows of x: a simdgroup owns ROWS rows of weights and a tile of up to TILE rows of x.
 //
-// A sum is the same chain whatever ROWS, TILE and the number of rows: lane l takes pieces l, l + 32, ..., of each the groups in
-// order, one fma for each weight; then lanes 16 apart are added, then 8, 4, 2 and 1 apart. So a row has the same bits alone and
-// in any batch.
+// A sum is the same chain whatever ROWS, TILE and the number of rows: lane l takes pieces l, l + 32, ..., of each the groups
+// in order, one fma for each weight; then lanes 16 apart are added, then 8, 4, 2 and 1 apart. So a row has the same bits alone
+// and in any batch.
 
-// N values of each lane, summed over lanes M, M / 2, ..., 1 apart; value i ends in lane i * 32 / N and the next ones. At each step
-// a lane keeps half of the values and gives its partner the other half: N + 4 exchanges, where N sums by simd_sum take 7 N.
+// N values of each lane, summed over lanes M, M / 2, ..., 1 apart; value i ends in lane i * 32 / N and the next ones. At each
+// step a lane keeps half of the values and gives its partner the other half, so that 32 sums take 31 exchanges and not 160.
 template <int N, int M>
 struct Folded {
   static float of(thread float* v, uint lane) {

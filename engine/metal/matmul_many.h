@@ -1,7 +1,7 @@
 // y = x @ weights.T for many rows of x: 64 rows by 64 columns to a threadgroup of four simdgroups, by 8x8 matrices.
 //
-// K is walked in order, 32 at a time: x and the decoded weights are rounded to their tiles' types in threadgroup memory, sums
-// are float. A row of y does not depend on the others: rows beyond the last are zeros, and no sum is split.
+// K is walked in order, 32 at a time: x and the decoded weights are rounded to their tiles' types in threadgroup memory,
+// sums are float. A row of y does not depend on the others: rows beyond the last are zeros, and no sum is split.
 #include <metal_simdgroup_matrix>
 
 enum { TILE_ROWS = 64, TILE_COLS = 64, TILE_DEPTH = 32 };
