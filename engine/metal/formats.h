@@ -1,10 +1,11 @@
-// Weights in groups of eight: what every format's reading is made of. Each weight comes out exactly as quant/decode.py has it.
+// Weights in groups of eight: what every format's reading is made of. Each weight is in every bit what quant/decode.py says.
 //
 // A reading cuts a row into pieces, of which a lane takes one at a time: `load` fetches a piece, `eight` gives one of its
-// groups of eight neighbouring weights, `first` says where in the row that group begins, `place` finds piece and group again.
+// groups of eight neighbouring weights, `first` says where in the row that group begins, `place` finds both again.
 //
-// Shifts by a bit count and conversions from integer to float take four times as long as a multiply-add on this machine, bitwise
-// operations as long as one. So codes become numbers by being set into the fraction of a half: 0x6400 is 1024, its last place 1.
+// On M1 and M2 shifts and conversions from integer to float take four times as long as a multiply-add, other bitwise
+// operations as long as one. So codes become numbers by being set into the fraction of a half: 0x6400 is 1024, and its
+// last place counts ones.
 #pragma METAL fp contract(off)
 
 struct Eight {

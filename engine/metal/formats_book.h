@@ -2,9 +2,9 @@
 
 template <int FORMAT, int HIGH>
 inline float4 four_looked_up(uint bytes) {
-  const uint codes = (bytes >> (4 * HIGH)) & 0x0F0F0F0Fu;
   typedef Layout<FORMAT> At;
-  return float4(At::number(codes & 255), At::number((codes >> 8) & 255), At::number((codes >> 16) & 255), At::number(codes >> 24));
+  const uchar4 codes = as_type<uchar4>((bytes >> (4 * HIGH)) & 0x0F0F0F0Fu);
+  return float4(At::number(codes.x), At::number(codes.y), At::number(codes.z), At::number(codes.w));
 }
 
 template <>

@@ -61,8 +61,8 @@ struct Block<11> {  // q3_k
     const uint half_block = piece >> 2, run = piece & 3;
     const uint2 qs = words_at((const device ushort*)(block + At::qs + 32 * half_block + 8 * run));
     const uint2 mask = words_at((const device ushort*)(block + At::hmask + 8 * run));
-    const float4 scale = float4(half_at(block + At::d)) * fields<0, 6, 32>(scales(block + At::scales + (run >> 1), half_block));
-    return Raw{qs, uint2(mask.x >> (4 * half_block), mask.y >> (4 * half_block)), scale};
+    const float4 scale = fields<0, 6, 32>(scales(block + At::scales + (run >> 1), half_block));
+    return Raw{qs, mask >> uint2(4 * half_block), float4(half_at(block + At::d)) * scale};
   }
   // Six bits for each of four groups: the low four in a nibble of eight bytes, the high two in a quarter of four more.
   static uint scales(const device uchar* p, uint half_block) {
@@ -128,7 +128,8 @@ struct Block<12> {  // q4_k
   template <int G>
   static Eight eight(Raw raw) {
     enum { W = 2 * (G & 1), HIGH = G >> 1 };
-    return scaled(raw.sub.scale[HIGH], fields<4 * HIGH, 4, 0>(raw.qs[W]), fields<4 * HIGH, 4, 0>(raw.qs[W + 1]), raw.sub.bias[HIGH]);
+    const float4 a = fields<4 * HIGH, 4, 0>(raw.qs[W]), b = fields<4 * HIGH, 4, 0>(raw.qs[W + 1]);
+    return scaled(raw.sub.scale[HIGH], a, b, raw.sub.bias[HIGH]);
   }
 };
 
@@ -145,7 +146,8 @@ struct Block<13> {  // q5_k
     const uint pair = piece >> 1;
     const uint4 qs = *(const device uint4*)(block + At::qs + 16 * piece);
     const uint4 high = *(const device uint4*)(block + At::qh + 16 * (piece & 1));
-    return Raw{qs, high >> uint4(2 * pair), sub_scales(block + At::scales, pair, half_at(block + At::d), half_at(block + At::dmin))};
+    const SubScales sub = sub_scales(block + At::scales, pair, half_at(block + At::d), half_at(block + At::dmin));
+    return Raw{qs, high >> uint4(2 * pair), sub};
   }
   static uint first(uint piece, uint group) {
     return Nibbles::first(piece, group);
@@ -160,7 +162,8 @@ struct Block<13> {  // q5_k
   template <int G>
   static Eight eight(Raw raw) {
     enum { W = 2 * (G & 1), HIGH = G >> 1 };
-    return scaled(raw.sub.scale[HIGH], four<HIGH>(raw.qs[W], raw.high[W]), four<HIGH>(raw.qs[W + 1], raw.high[W + 1]), raw.sub.bias[HIGH]);
+    const float4 a = four<HIGH>(raw.qs[W], raw.high[W]), b = four<HIGH>(raw.qs[W + 1], raw.high[W + 1]);
+    return scaled(raw.sub.scale[HIGH], a, b, raw.sub.bias[HIGH]);
   }
 };
 

@@ -22,7 +22,8 @@ template <int G>
 struct Codes<2, G> {
   static Eight of(const thread uint* words) {
     const uint codes = words[G >> 1];
-    const float4 p = fields<0, 2, 0>(codes), q = fields<2, 2, 0>(codes), r = fields<4, 2, 0>(codes), s = fields<6, 2, 0>(codes);
+    const float4 p = fields<0, 2, 0>(codes), q = fields<2, 2, 0>(codes);
+    const float4 r = fields<4, 2, 0>(codes), s = fields<6, 2, 0>(codes);
     enum { B = 2 * (G & 1) };
     return Eight{float4(p[B], q[B], r[B], s[B]), float4(p[B + 1], q[B + 1], r[B + 1], s[B + 1])};
   }

@@ -141,9 +141,13 @@ _TILES = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Few:
-    """1 to 32 rows of x. Weights are read once for each tile of up to 8 rows."""
+    """1 to 32 rows of x. Weights are read once for each tile of up to 8 rows.
+
+    How many rows of weights a simdgroup owns (1, 2 or 4) changes the speed and no bit.
+    """
 
     reading: Reading
+    owned: int
     dtype: str = "float32"  # of x and y
 
     @property
@@ -211,6 +215,21 @@ class Many:
         under = ax.sum(1)[:, None] * least_w * 2 + aw.sum(1) * least_x * 2
         sums = _grown(x.shape[1] + 1) * tiles
         return _rounded(self.dtype, x, decoded, relative * _sizes(x, decoded) + under + sums)
+
+
+def few(reading: Reading, weight_rows: int, dtype: str = "float32") -> list[Few]:
+    """Candidates, the likeliest first. More rows share each read of x; fewer make more simdgroups of a small matrix.
+
+    A format that takes many registers has half the rows.
+    """
+    likely = 2 if reading.heavy or weight_rows < 2048 else 4
+    return [Few(reading, owned, dtype) for owned in sorted((1, 2, 4), key=lambda owned: abs(owned - likely))]
+
+
+def many(reading: Reading, dtype: str = "float32") -> list[Many]:
+    """Candidates, the least rounding first. x is put into no type of less range than its own: float16 ends at 65504."""
+    narrow = [(dtype, dtype)] if dtype != "float32" else []
+    return [Many(reading, dtype, *tiles) for tiles in [("float32", "float32"), ("float32", "float16"), *narrow]]
 
 
 def launch(product: Few | Many, x: mx.array, weights: Sequence[mx.array], stream: mx.Stream | None = None) -> mx.array:

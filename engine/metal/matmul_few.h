@@ -1,10 +1,11 @@
 // y = x @ weights.T for a few rows of x: a simdgroup owns ROWS rows of weights and a tile of up to TILE rows of x.
 //
-// A sum is the same chain whatever ROWS, TILE and the number of rows: lane l takes pieces l, l + 32, ..., their weights in order, one
-// fma each; then lanes 16 apart are added, 8, 4, 2 and 1 apart. So a row has the same bits alone and in any batch.
+// A sum is the same chain whatever ROWS, TILE and the number of rows: lane l takes pieces l, l + 32, ..., of each the groups
+// in order, one fma for each weight; then lanes 16 apart are added, then 8, 4, 2 and 1 apart. So a row has the same bits alone
+// and in any batch.
 
-// v[i] summed over the lanes M, M / 2, ..., 1 apart, for value i of N in lane i * 32 / N (and the next ones): each step hands the
-// half of the values that the lane gives up to its partner, so that N sums take about as many steps as one and N.
+// N values of each lane, summed over lanes M, M / 2, ..., 1 apart; value i ends in lane i * 32 / N and the next ones. At each
+// step a lane keeps half of the values and gives its partner the other half, so that 32 sums take 31 exchanges and not 160.
 template <int N, int M>
 struct Folded {
   static float of(thread float* v, uint lane) {
@@ -58,7 +59,8 @@ inline void few_sums(M weights, const device X* x, uint N, uint K, uint n0, uint
     for (int r = 0; r < ROWS; r++) {
       raw[r] = M::load(rows[r], piece);
     }
-#pragma unroll
+    // Unrolled, a tall tile's code would outgrow the instruction cache (12 KB); then `eight` branches, all lanes alike.
+#pragma unroll(TILE > 2 ? 1 : M::GROUPS)
     for (int g = 0; g < M::GROUPS; g++) {
       Eight w[ROWS];
 #pragma unroll

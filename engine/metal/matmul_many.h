@@ -1,7 +1,7 @@
 // y = x @ weights.T for many rows of x: 64 rows by 64 columns to a threadgroup of four simdgroups, by 8x8 matrices.
 //
-// K is walked in order, 32 at a time: x and the decoded weights are rounded to the tiles' types in threadgroup memory, sums are float.
-// What a row of y is does not depend on the others: rows beyond the last are zeros, and no sum is split.
+// K is walked in order, 32 at a time: x and the decoded weights are rounded to their tiles' types in threadgroup memory,
+// sums are float. A row of y does not depend on the others: rows beyond the last are zeros, and no sum is split.
 #include <metal_simdgroup_matrix>
 
 enum { TILE_ROWS = 64, TILE_COLS = 64, TILE_DEPTH = 32 };
@@ -37,7 +37,7 @@ inline void bring_x(threadgroup E* xs, const device X* x, uint T, uint K, uint t
   }
 }
 
-// 16 weights of one row from k on, transposed: the lanes of a simdgroup take neighbouring rows and so write neighbouring addresses.
+// 16 weights of one row from k on, transposed: lanes take neighbouring rows of weights and so write neighbouring addresses.
 template <typename M, typename E>
 inline void bring_weights(threadgroup E* ws, M weights, uint N, uint K, uint n0, uint k0, uint thread_index) {
   const uint col = thread_index % TILE_COLS, depth = thread_index / TILE_COLS * 16;
@@ -108,8 +108,8 @@ struct Quarter {  // of the tile of y: 32 by 32, one for each simdgroup
 };
 
 template <typename EX, typename EW, typename M, typename X>
-inline void many_rows(M weights, const device X* x, device X* y, uint T, uint N, uint K, uint t0, uint n0, threadgroup EX* xs,
-                      threadgroup EW* ws, uint thread_index, uint quarter_index, uint lane) {
+inline void many_rows(M weights, const device X* x, device X* y, uint T, uint N, uint K, uint t0, uint n0,
+                      threadgroup EX* xs, threadgroup EW* ws, uint thread_index, uint quarter_index, uint lane) {
   const uint top = quarter_index / 2 * 32, left = quarter_index % 2 * 32;
   Quarter<EX, EW> quarter;
   quarter.clear();
