@@ -24,6 +24,7 @@ TILE = 32  # rows of a prompt that share a threadgroup
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 FLOATS = ("float16", "bfloat16", "float32")
+MOST_STAGED = 32 << 10  # bytes of threadgroup memory; a page's keys of one head have to leave some of it
 MOST_GROUPED = 8  # query heads that share a KV head
 
 _HEADER = text("layer.h") + text("attention.h")
@@ -120,6 +121,7 @@ def supports(shape: Shape) -> bool:
         and shape.heads % shape.kv_heads == 0
         and shape.group <= MOST_GROUPED
         and shape.queries in FLOATS
+        and PAGE * shape.head_dim * shape.pages.bits // 8 < MOST_STAGED
     )
 
 

@@ -5,7 +5,7 @@
   // get products with the weight zero. For that to hold, values that are no finite numbers are kept out of the products and
   // reach just the rows that see them (`spoils`), and what was never written counts as zero. So a row has the same bits in
   // every tile, whichever rows are beside it.
-  constexpr int PAGE = 32, ROWS = 32, THREADS = 128;
+  constexpr int PAGE = 32, THREADS = 128;
   constexpr int DIMS = HEAD_DIM / 8, TILES = PAGE / 8;
   constexpr int WIDTH = HEAD_DIM + 16 / int(sizeof(S));               // rows in threadgroup memory do not begin in one bank
   constexpr int GROUPS = (HEAD_DIM + 31) / 32, SCALES = BITS > 8 ? 1 : PAGE * GROUPS;

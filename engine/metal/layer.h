@@ -60,7 +60,7 @@ inline ushort coded(float x, int lane, thread ushort& code) {
   code = 0;
   float most = fabs(x);
   for (ushort distance = 16; distance > 0; distance /= 2) most = fmax(most, simd_shuffle_xor(most, distance));
-  ushort first = fabs(x) == most ? lane : 31;
+  ushort first = ushort(fabs(x) == most ? lane : 31);
   for (ushort distance = 16; distance > 0; distance /= 2) first = min(first, simd_shuffle_xor(first, distance));
   const float peak = BITS == 8 ? most : simd_shuffle(x, first);
   if (simd_any(!isfinite(x))) return 0x7fc0;

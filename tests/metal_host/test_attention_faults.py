@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.metal import attention
+from engine.metal.attention_reference import Class
 from engine.metal.kernel import Kernel
 from tests.metal_host import test_attention as laws
 from tests.metal_host.attention_cases import Case
@@ -16,7 +17,7 @@ IN_PAIRS = """half_ = QUERIES / 2; half_ > 0; half_ /= 2) {
     for (int s = 0; s < half_; ++s) weight[s] = weight[s] + weight[s + half_];"""
 IN_A_CHAIN = "half_ = 1; half_ < QUERIES; ++half_) { weight[0] = weight[0] + weight[half_];"
 
-# The class, the kernel, what is replaced and by what.
+# The class, the kernel, what is replaced in its body or header, and by what.
 FAULTS = {
     "the neighbour's page": ("decode", "DECODE", "* PAGES + own] :", "* PAGES + (own ^ 1)] :"),
     "weights are overwritten before all are read": ("decode", "DECODE", f"{BARRIER}  // the weights", "// the weights"),
@@ -34,7 +35,7 @@ FAULTS = {
     "a tile's page by its number in the pass": ("prefill", "PREFILL", "[1] + tile]", "[1] + tile - first_tile]"),
     "tiles are overwritten before all are read": ("prefill", "PREFILL", f"    {BARRIER}\n  }}\n\n", "  }\n\n"),
     "a token too late is seen in a tile": ("prefill", "PREFILL", "token < after);\n", "token <= after);\n"),
-    "what was never written is staged": (
+    "what is no number is staged": (
         "prefill",
         "PREFILL",
         "true>(values, TOKEN_STRIDE",
@@ -45,7 +46,7 @@ FAULTS = {
 }
 
 
-def found(kind: laws.Class) -> str:
+def found(kind: Class) -> str:
     """The first law that does not hold, by name; nothing if all hold."""
     checks = {
         "exact": lambda: laws.test_equals_exact_arithmetic_within_the_bound(SMALL, kind),
@@ -63,11 +64,12 @@ def found(kind: laws.Class) -> str:
 
 @pytest.mark.parametrize(("kind", "kernel", "right", "wrong"), FAULTS.values(), ids=FAULTS.keys())
 def test_a_planted_fault_is_found(
-    kind: laws.Class, kernel: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+    kind: Class, kernel: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole: Kernel = getattr(attention, kernel)
-    assert right in whole.body
-    monkeypatch.setattr(attention, kernel, replace(whole, body=whole.body.replace(right, wrong)))
+    faulty = replace(whole, body=whole.body.replace(right, wrong), header=whole.header.replace(right, wrong))
+    assert faulty != whole
+    monkeypatch.setattr(attention, kernel, faulty)
     assert found(kind)
 
 
