@@ -100,19 +100,19 @@ class BuiltinOps:
 
     def add_attention(self, layer: int, x: mx.array, weights: Attention, rows: Rows) -> mx.array:
         normed = self._normed(x, weights.norm)
-        q, k, v = (_linear(normed, linear) for linear in (weights.q, weights.k, weights.v))
+        q, k, v = (self.linear(normed, linear) for linear in (weights.q, weights.k, weights.v))
         y = self.attend(layer, q, k, v, weights.head_norms)
         if rows is Rows.PICKED:
             x, y = x[self._picks], y[self._picks]
-        return x + _linear(y, weights.out)
+        return x + self.linear(y, weights.out)
 
     def add_mlp(self, x: mx.array, weights: GatedMLP) -> mx.array:
         normed = self._normed(x, weights.norm)
-        gate = _linear(normed, weights.gate)
-        return x + _linear(gate * mx.sigmoid(gate) * _linear(normed, weights.up), weights.down)
+        gate = self.linear(normed, weights.gate)
+        return x + self.linear(gate * mx.sigmoid(gate) * self.linear(normed, weights.up), weights.down)
 
     def logits(self, x: mx.array, norm: mx.array, head: Linear) -> mx.array:
-        return _linear(self._normed(x, norm), head)
+        return self.linear(self._normed(x, norm), head)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, norms: HeadNorms | None) -> mx.array:
         q, k, v = (x.reshape(len(x), -1, self.shape.head_dim) for x in (q, k, v))  # (T, H, Dh), (T, K, Dh)
@@ -124,6 +124,12 @@ class BuiltinOps:
         seen = [self._attend(layer, q, group) for group in self._groups]
         out = seen[0] if len(seen) == 1 else mx.concatenate(seen)
         return out[self._back] if self._back is not None else out
+
+    def linear(self, x: mx.array, linear: Linear) -> mx.array:
+        if len(x) == 0:  # no rows are wanted: a prompt's chunk before its last. Still hangs on x, so that x is computed
+            return mx.broadcast_to(x[:, :1], (0, linear.matrix.rows))
+        product = cast(BuiltinMatrix, linear.matrix).times(x)
+        return product if linear.bias is None else product + linear.bias.astype(product.dtype)
 
     def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
         return mx.fast.rms_norm(x, weight, self.eps).astype(self.dtype)
@@ -151,13 +157,6 @@ class BuiltinOps:
             a, b = mx.split(head, 2, axis=-1)
             turned = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
         return mx.concatenate([turned.astype(x.dtype), x[..., rope.dims :]], axis=-1)
-
-
-def _linear(x: mx.array, linear: Linear) -> mx.array:
-    if len(x) == 0:  # no rows are wanted: a prompt's chunk before its last. Still hangs on x, so that x is computed
-        return mx.broadcast_to(x[:, :1], (0, linear.matrix.rows))
-    product = cast(BuiltinMatrix, linear.matrix).times(x)
-    return product if linear.bias is None else product + linear.bias.astype(product.dtype)
 
 
 def _slots_written(batch: Batch, page_size: int) -> Ints:

@@ -63,4 +63,4 @@ class Operation(Generic[T]):
     candidates: Sequence[Candidate[T]]
     trials: Callable[[], Iterable[T]]  # to be right on, edge cases among them
     timed: Callable[[], Sequence[T]]
-    spot: Callable[[], T]  # a small one
+    spot: Callable[[], Iterable[T]]  # small ones

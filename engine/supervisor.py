@@ -64,7 +64,7 @@ class Supervisor:
         if finding.chosen == operation.candidates[0].name:
             return finding
         chosen = next(c for c in operation.candidates if c.name == finding.chosen)
-        fault = fault_of(chosen, [operation.spot()])
+        fault = fault_of(chosen, operation.spot())
         if fault is None:
             return finding
         _log.error("%s: %s is out: %s (%s)", operation.key, chosen.name, fault.fate.value, fault.reason)

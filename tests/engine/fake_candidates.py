@@ -89,7 +89,7 @@ def operation(candidates: Sequence[Fake], key: str = "sum") -> Operation[FakeTri
         candidates,
         lambda: [FakeTrial("small"), FakeTrial("large"), FakeTrial("one", 1)],
         lambda: [FakeTrial("step"), FakeTrial("prompt")],
-        lambda: FakeTrial("spot", 2),
+        lambda: [FakeTrial("spot", 2)],
     )
 
 
