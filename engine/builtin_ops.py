@@ -121,6 +121,10 @@ class BuiltinOps:
             k = mx.fast.rms_norm(k, norms.k.astype(k.dtype), self.eps)
         q, k = self._turned(q), self._turned(k)
         self.pool.write_rows(layer, self._slots, k, v)
+        return self.mixed(layer, q)
+
+    def mixed(self, layer: int, q: mx.array) -> mx.array:
+        """The values (T, H Dh) of what queries q (T, H, Dh) see in the pool, weighed."""
         seen = [self._attend(layer, q, group) for group in self._groups]
         out = seen[0] if len(seen) == 1 else mx.concatenate(seen)
         return out[self._back] if self._back is not None else out

@@ -20,6 +20,7 @@ from engine.metal.rows import rows_call
 from engine.metal.trials import Phase, Product, Weights, edges_for, rows_for
 from engine.verdicts import hashed
 from quant.checkpoint import Tensor
+from quant.formats import AFFINE as PLANAR
 from quant.formats import FORMATS, Affine, Format
 
 Launch = Callable[[Call, Sequence[mx.array]], list[mx.array]]
@@ -190,18 +191,41 @@ def ways(row: Format | Affine, dtype: mx.Dtype, launch: Launch = launched) -> li
     return [*found, *(way(f"blocks, many {i}", True, 0, i) for i in prompts)]
 
 
-def operation(tensor: Tensor, dtype: mx.Dtype, launch: Launch = launched) -> Operation[Product]:
-    """Products by matrices of this one's format, scales and size."""
-    row = tensor.format
-    scales = tensor.planes[-1].dtype if isinstance(row, Affine) else ""
-    large = tensor.size >= _LARGE
-    name = "-".join(filter(None, [row.name, scales]))
+@dataclass(frozen=True)
+class Subject:
+    """What products are alike enough for one verdict. Its text names it, and is read again."""
+
+    row: Format | Affine
+    scales: str  # of affine rows, as a file names dtypes
+    large: bool
+    dtype: mx.Dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor, dtype: mx.Dtype) -> "Subject":
+        scales = tensor.planes[-1].dtype if isinstance(tensor.format, Affine) else ""
+        return cls(tensor.format, scales, tensor.size >= _LARGE, dtype)
+
+    @classmethod
+    def named(cls, key: str) -> "Subject":
+        """Throws KeyError or ValueError where the name is of something else."""
+        _, kind, size, dtype = key.split(" ")
+        name, _, scales = kind.partition("-")
+        row = PLANAR[name] if scales else FORMATS[name]
+        return cls(row, scales, {"small": False, "large": True}[size], {v: k for k, v in NAMES.items()}[dtype])
+
+    def __str__(self) -> str:
+        kind = "-".join(filter(None, [self.row.name, self.scales]))
+        return f"product {kind} {'large' if self.large else 'small'} {NAMES[self.dtype]}"
+
+
+def operation(subject: Subject, launch: Launch = launched) -> Operation[Product]:
+    row, scales, dtype = subject.row, subject.scales, NAMES[subject.dtype]
     return Operation(
-        key=f"product {name} {'large' if large else 'small'} {NAMES[dtype]}",
-        candidates=ways(row, dtype, launch),
-        trials=partial(_trials, row, scales, NAMES[dtype]),
-        timed=partial(_timed, row, scales, NAMES[dtype], (8192, 4096) if large else (2048, 2048)),
-        spot=partial(_spot, row, scales, NAMES[dtype]),
+        key=str(subject),
+        candidates=ways(row, subject.dtype, launch),
+        trials=partial(_trials, row, scales, dtype),
+        timed=partial(_timed, row, scales, dtype, (8192, 4096) if subject.large else (2048, 2048)),
+        spot=partial(_spot, row, scales, dtype),
     )
 
 

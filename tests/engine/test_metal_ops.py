@@ -12,7 +12,7 @@ from engine.builtin_weights import BuiltinLoader
 from engine.engine import Engine, Limits
 from engine.messages import Sampling, Submit
 from engine.metal.ops import MetalOps
-from engine.metal.products import NAMES, Held, operation
+from engine.metal.products import NAMES, Held, Subject, operation
 from engine.metal.weights import MetalLoader
 from engine.supervisor import Supervisor
 from engine.verdicts import Machine, VerdictFile
@@ -41,7 +41,7 @@ class Side:
         self.pool, self.dtype = BuiltinPool(self.config, 16, PAGE, dtype), dtype
         self.ops = MetalOps if way else BuiltinOps
 
-    def step(self, *spans: Span) -> np.ndarray:  # type: ignore[type-arg]
+    def step(self, *spans: Span) -> np.ndarray:
         ops = self.ops(self.config, self.pool, Batch.of(spans), self.dtype)
         return np.array(self.model.forward(ops).astype(F32))
 
@@ -92,7 +92,8 @@ def test_greedy_answers_are_those_over_mlx(sides: tuple[Side, Side]) -> None:
 def test_every_matrix_is_held_as_it_was_chosen(tmp_path: Path) -> None:
     side = Side(write_gguf(tmp_path, "llama", kind="q4_k", layers=1), "blocks")
     assert isinstance(side.loader, MetalLoader)
-    assert side.loader.chosen == {"product q4_k small float32": "blocks"}
+    assert list(side.loader.chosen) == ["product q4_k small float32"]
+    assert side.loader.chosen["product q4_k small float32"].startswith("blocks ")
     head = side.model.head.matrix
     assert isinstance(head, Held)
     assert head.builtin is None
@@ -123,7 +124,7 @@ def test_a_supervisor_that_finds_ours_slower_leaves_everything_to_mlx(tmp_path: 
     path = write_gguf(tmp_path, "llama", kind="f16", layers=1)
     with open_checkpoint(path) as checkpoint:
         tensor = next(t for t in checkpoint.tensors.values() if t.format.name == "f16")
-        wanted = operation(tensor, mx.float16)  # launched for a GPU that is not here: each of ours throws
+        wanted = operation(Subject.of(tensor, mx.float16))  # launched for a GPU that is not here: each of ours throws
         finding = Supervisor(file, Clock()).finding(wanted)
     assert finding.chosen == "mlx"
     assert {v.fate.value for v in finding.verdicts[1:]} == {"does not compile"}

@@ -9,7 +9,7 @@ import pytest
 
 from engine.judging import fault_of
 from engine.metal.attention import Call
-from engine.metal.products import operation, ways
+from engine.metal.products import Subject, operation, ways
 from engine.metal.trials import Phase, Product, Weights, edges_for, rows_for
 from engine.verdicts import Fate
 from quant.formats import AFFINE, FORMATS, Affine, Format
@@ -98,11 +98,19 @@ def test_the_source_of_a_way_is_all_that_its_results_hang_on() -> None:
 
 def test_each_format_scale_size_and_dtype_is_an_operation_of_its_own() -> None:
     f16, bf16 = (Weights(AFFINE["affine4_64"], scales, 9, 128).tensor for scales in ("f16", "bf16"))
-    keys = [operation(f16, mx.float16).key, operation(bf16, mx.float16).key, operation(f16, mx.bfloat16).key]
-    keys.append(operation(replace(f16, shape=(4096, 2048)), mx.float16).key)
-    assert keys == [
+    subjects = [Subject.of(f16, mx.float16), Subject.of(bf16, mx.float16), Subject.of(f16, mx.bfloat16)]
+    subjects += [Subject.of(replace(f16, shape=(4096, 2048)), mx.float16), Subject(Q4_K, "", False, mx.float32)]
+    assert [operation(subject).key for subject in subjects] == [
         "product affine4_64-f16 small float16",
         "product affine4_64-bf16 small float16",
         "product affine4_64-f16 small bfloat16",
         "product affine4_64-f16 large float16",
+        "product q4_k small float32",
     ]
+    assert [Subject.named(str(subject)) for subject in subjects] == subjects
+
+
+@pytest.mark.parametrize("key", ["", "sum", "product q9_k small float16", "product q4_k vast float16", "a b c d e"])
+def test_a_name_of_something_else_is_no_subject(key: str) -> None:
+    with pytest.raises((KeyError, ValueError)):
+        Subject.named(key)
