@@ -81,9 +81,14 @@ class Group:
 
 
 class BuiltinOps:
-    """One pass. The residual stream is float32; matrices multiply, and attention runs, in `dtype`."""
+    """One pass. The residual stream is float32; matrices multiply, and attention runs, in `dtype`.
 
-    def __init__(self, config: ModelConfig, pool: BuiltinPool, batch: Batch, dtype: mx.Dtype) -> None:
+    `gathered` are the sequences whose pages MLX's attention gathers: all, unless a device has more to offer.
+    """
+
+    def __init__(
+        self, config: ModelConfig, pool: BuiltinPool, batch: Batch, dtype: mx.Dtype, gathered: Ints | None = None
+    ) -> None:
         self.shape = config.attention
         self.eps = config.eps
         self.pool = pool
@@ -92,8 +97,10 @@ class BuiltinOps:
         self._picks = mx.array(batch.picks)
         self._slots = mx.array(_slots_written(batch, pool.page_size))
         self._turns = pool.turns[mx.array(batch.positions)]
-        self._groups = [_group(batch, pool, members, self.shape) for members in _of_equal_length(np.diff(batch.starts))]
-        self._back = _back_to_rows(self._groups)
+        members = np.arange(len(batch.past), dtype=np.int32) if gathered is None else gathered
+        alike = _of_equal_length(np.diff(batch.starts), members)
+        self._groups = [_group(batch, pool, members, self.shape) for members in alike]
+        self._back = back_to_rows([np.array(group.rows).reshape(-1) for group in self._groups])
 
     def embed(self, table: Matrix) -> mx.array:
         return cast(BuiltinMatrix, table).at(self._tokens).astype(mx.float32)
@@ -125,7 +132,7 @@ class BuiltinOps:
 
     def mixed(self, layer: int, q: mx.array) -> mx.array:
         """The values (T, H Dh) of what queries q (T, H, Dh) see in the pool, weighed."""
-        seen = [self._attend(layer, q, group) for group in self._groups]
+        seen = self._seen(layer, q)
         out = seen[0] if len(seen) == 1 else mx.concatenate(seen)
         return out[self._back] if self._back is not None else out
 
@@ -137,6 +144,9 @@ class BuiltinOps:
 
     def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
         return mx.fast.rms_norm(x, weight, self.eps).astype(self.dtype)
+
+    def _seen(self, layer: int, q: mx.array) -> list[mx.array]:
+        return [self._attend(layer, q, group) for group in self._groups]
 
     def _attend(self, layer: int, q: mx.array, group: Group) -> mx.array:
         keys, values = self.pool.read_rows(layer, group.slots)
@@ -170,9 +180,9 @@ def _slots_written(batch: Batch, page_size: int) -> Ints:
     return (page * page_size + batch.positions % page_size).astype(np.int32)
 
 
-def _of_equal_length(lengths: Ints) -> list[Ints]:
-    """The sequences that bring n tokens, for each n."""
-    return [np.flatnonzero(lengths == n).astype(np.int32) for n in np.unique(lengths)]
+def _of_equal_length(lengths: Ints, members: Ints) -> list[Ints]:
+    """The members that bring n tokens, for each n."""
+    return [members[lengths[members] == n] for n in np.unique(lengths[members])]
 
 
 def _group(batch: Batch, pool: BuiltinPool, members: Ints, shape: AttentionShape) -> Group:
@@ -202,7 +212,7 @@ def _mask(sees: npt.NDArray[np.bool_], window: int | None) -> mx.array | str | N
     return mx.array(sees[:, None])
 
 
-def _back_to_rows(groups: Sequence[Group]) -> mx.array | None:
-    """Where each row of the batch lies among the rows of all groups; None if they lie in order."""
-    order = np.concatenate([np.array(group.rows).reshape(-1) for group in groups])
+def back_to_rows(parts: Sequence[Ints]) -> mx.array | None:
+    """Where each row of the batch lies among the rows of all parts; None if they lie in order."""
+    order = np.concatenate([np.empty(0, np.int32), *parts])
     return None if (np.diff(order) == 1).all() else mx.array(np.argsort(order).astype(np.int32))

@@ -16,6 +16,7 @@ from engine.engine import Engine, Limits
 from engine.memory import Room, free_memory, room_for
 from engine.messages import EngineSpec
 from engine.metal import device as metal
+from engine.metal.attending import settled
 from engine.metal.ops import MetalOps
 from engine.metal.weights import MetalLoader
 from engine.pace import Pace, steepness
@@ -147,11 +148,13 @@ def _on_builtin(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, r
 
 def _on_metal(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
     dtype = _builtin_dtype(spec, checkpoint)
-    loader = MetalLoader(dtype, metal.supervisor())
+    supervisor = metal.supervisor()
+    attending, chosen = settled(supervisor, config, dtype, KV[spec.kv])
+    loader = MetalLoader(dtype, supervisor, chosen=chosen)
     loader.settle(checkpoint)
     model = Llama.load(config, checkpoint, loader)
     pool = BuiltinPool(config, room.cache // PAGE, PAGE, KV[spec.kv])
-    return model, lambda batch: MetalOps(config, pool, batch, dtype), pool, f"-{loader.fingerprint}"
+    return model, lambda batch: MetalOps(config, pool, batch, dtype, attending), pool, f"-{loader.fingerprint}"
 
 
 _SIDES = {"cpu": _on_cpu, "builtin": _on_builtin, "metal": _on_metal}

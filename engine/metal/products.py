@@ -4,7 +4,7 @@ A pass multiplies rows of answers in one class and rows of prompts in another, n
 class of ours a row has the same bits alone and in any batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,23 +17,16 @@ from engine.candidates import Doubles, Floats, Operation
 from engine.metal.attention import Call
 from engine.metal.matmul import ROUNDING, UNDERFLOW, Few, Many, Plan, Reading, few, many, reading
 from engine.metal.rows import rows_call
-from engine.metal.trials import Phase, Product, Weights, edges_for, rows_for
+from engine.metal.trials import NAMES, Launch, Phase, Product, Weights, edges_for, launched, rows_for
 from engine.verdicts import hashed
 from quant.checkpoint import Tensor
 from quant.formats import AFFINE as PLANAR
 from quant.formats import FORMATS, Affine, Format
 
-Launch = Callable[[Call, Sequence[mx.array]], list[mx.array]]
-
-NAMES = {mx.float16: "float16", mx.bfloat16: "bfloat16", mx.float32: "float32"}
 _DENSE = {mx.float16: "f16", mx.bfloat16: "bf16", mx.float32: "f32"}
 _FEW_AT_ONCE = 32  # rows of x; more are several launches, with the same bits
 _LARGE = 2**23  # weights; a smaller matrix may not fill a large chip
 _CACHES = 96e6  # bytes that no chip's caches hold
-
-
-def launched(call: Call, inputs: Sequence[mx.array]) -> list[mx.array]:
-    return call.launch(*inputs)
 
 
 @dataclass(frozen=True)

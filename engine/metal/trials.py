@@ -1,18 +1,20 @@
-"""Random matrices of a format and rows to multiply by them, with the product in float64."""
+"""What operations on the GPU are tried with: classes and launches, random matrices and rows to multiply by them."""
 
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from engine.candidates import Doubles, Floats
+from engine.candidates import Candidate, Doubles, Floats, Operation, T
+from engine.metal.attention import Call
 from engine.metal.matmul import reference
 from quant.checkpoint import OpenFile, Plane, Tensor
 from quant.formats import NUMPY, Affine, Format
@@ -20,11 +22,26 @@ from quant.formats import NUMPY, Affine, Format
 Array = npt.NDArray[Any]
 
 
+Launch = Callable[[Call, Sequence[mx.array]], list[mx.array]]
+
+NAMES = {mx.float16: "float16", mx.bfloat16: "bfloat16", mx.float32: "float32"}
+
+
+def launched(call: Call, inputs: Sequence[mx.array]) -> list[mx.array]:
+    return call.launch(*inputs)
+
+
 class Phase(Enum):
     """What a row is computed for."""
 
     DECODE = "decode"
     PROMPT = "prompt"
+
+
+class Chooser(Protocol):
+    """A supervisor, of what matters here."""
+
+    def choice(self, operation: Operation[T], /) -> Candidate[T]: ...
 
 
 class Weights:

@@ -1,26 +1,19 @@
 """Weights on the GPU, each matrix once, in the form that the supervisor's choice for its format and size reads."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import mlx.core as mx
 
-from engine.candidates import Candidate, Operation
-from engine.metal.products import Held, Launch, Subject, Way, launched, operation, ways
-from engine.metal.trials import Product
+from engine.metal.products import Held, Subject, Way, operation, ways
+from engine.metal.trials import Chooser, Launch, launched
 from engine.verdicts import hashed
 from quant.checkpoint import Checkpoint, Tensor
 
 
-class Chooser(Protocol):
-    """A supervisor, of what matters here."""
-
-    def choice(self, operation: Operation[Product], /) -> Candidate[Product]: ...
-
-
 @dataclass
 class MetalLoader:
-    """Asks the supervisor once for each operation. `chosen` is what it answered: name and source."""
+    """Asks the supervisor once for each operation. `chosen` is what it answered, here and of
+    attention: name and source."""
 
     dtype: mx.Dtype
     supervisor: Chooser

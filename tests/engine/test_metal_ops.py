@@ -4,6 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from engine.batch import Batch, Span
@@ -11,8 +12,10 @@ from engine.builtin_ops import BuiltinOps, BuiltinPool
 from engine.builtin_weights import BuiltinLoader
 from engine.engine import Engine, Limits
 from engine.messages import Sampling, Submit
+from engine.metal.attending import settled
 from engine.metal.ops import MetalOps
-from engine.metal.products import NAMES, Held, Subject, operation
+from engine.metal.products import Held, Subject, operation
+from engine.metal.trials import NAMES
 from engine.metal.weights import MetalLoader
 from engine.supervisor import Supervisor
 from engine.verdicts import Machine, VerdictFile
@@ -39,20 +42,19 @@ class Side:
             self.config = config_of(checkpoint)
             self.model = Llama.load(self.config, checkpoint, self.loader)
         self.pool, self.dtype = BuiltinPool(self.config, 16, PAGE, dtype), dtype
-        self.ops = MetalOps if way else BuiltinOps
+        self.attending = settled(Always("paged"), self.config, dtype, dtype, on_host)[0] if way else None
 
-    def step(self, *spans: Span) -> np.ndarray:
-        ops = self.ops(self.config, self.pool, Batch.of(spans), self.dtype)
-        return np.array(self.model.forward(ops).astype(F32))
+    def ops_of(self, batch: Batch) -> BuiltinOps:
+        if self.attending is None:
+            return BuiltinOps(self.config, self.pool, batch, self.dtype)
+        return MetalOps(self.config, self.pool, batch, self.dtype, self.attending)
+
+    def step(self, *spans: Span) -> npt.NDArray[np.float32]:
+        return np.array(self.model.forward(self.ops_of(Batch.of(spans))).astype(F32))
 
     def answers(self, prompts: list[list[int]], length: int) -> list[list[int]]:
         limits = Limits(context=256, vocab=self.config.vocab, max_batch=4)
-        engine = Engine(
-            self.model,
-            lambda batch: self.ops(self.config, self.pool, batch, self.dtype),
-            PageCache(16, self.pool),
-            limits,
-        )
+        engine = Engine(self.model, self.ops_of, PageCache(16, self.pool), limits)
         for i, prompt in enumerate(prompts):
             engine.submit(Submit(i, prompt, Sampling(max_tokens=length, temperature=0.0)))
         found: list[list[int]] = [[] for _ in prompts]
@@ -81,6 +83,20 @@ def test_a_pass_of_prompts_and_answers_gives_the_logits_of_mlx(sides: tuple[Side
     ):
         ours, theirs = (side.step(*spans) for side in sides)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=CLOSE)
+
+
+def test_a_sequence_has_the_same_bits_alone_with_others_and_wherever_its_pages_lie(tmp_path: Path) -> None:
+    side = Side(write_gguf(tmp_path, "llama", kind="q4_k", layers=2), "blocks")
+    assert side.attending is not None
+    assert side.attending.decode is not None
+    assert side.attending.prompt is not None
+    alone = [side.step(Span(TOKENS[:35], 0, [0, 1], True)), side.step(Span(TOKENS[35:36], 35, [0, 1], True))]
+    together = [
+        side.step(Span(TOKENS[50:53], 0, [4], True), Span(TOKENS[:35], 0, [3, 2], True)),
+        side.step(Span(TOKENS[53:55], 3, [4], True), Span(TOKENS[35:36], 35, [3, 2], True), Span([7], 0, [5], True)),
+    ]
+    for one, many in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one[0].view(np.uint32), many[1].view(np.uint32))
 
 
 def test_greedy_answers_are_those_over_mlx(sides: tuple[Side, Side]) -> None:
