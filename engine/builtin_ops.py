@@ -81,9 +81,14 @@ class Group:
 
 
 class BuiltinOps:
-    """One pass. The residual stream is float32; matrices multiply, and attention runs, in `dtype`."""
+    """One pass. The residual stream is float32; matrices multiply, and attention runs, in `dtype`.
 
-    def __init__(self, config: ModelConfig, pool: BuiltinPool, batch: Batch, dtype: mx.Dtype) -> None:
+    `gathered` are the sequences whose pages MLX's attention gathers: all, unless a device has more to offer.
+    """
+
+    def __init__(
+        self, config: ModelConfig, pool: BuiltinPool, batch: Batch, dtype: mx.Dtype, gathered: Ints | None = None
+    ) -> None:
         self.shape = config.attention
         self.eps = config.eps
         self.pool = pool
@@ -92,27 +97,29 @@ class BuiltinOps:
         self._picks = mx.array(batch.picks)
         self._slots = mx.array(_slots_written(batch, pool.page_size))
         self._turns = pool.turns[mx.array(batch.positions)]
-        self._groups = [_group(batch, pool, members, self.shape) for members in _of_equal_length(np.diff(batch.starts))]
-        self._back = _back_to_rows(self._groups)
+        members = np.arange(len(batch.past), dtype=np.int32) if gathered is None else gathered
+        alike = _of_equal_length(np.diff(batch.starts), members)
+        self._groups = [_group(batch, pool, members, self.shape) for members in alike]
+        self._back = back_to_rows([np.array(group.rows).reshape(-1) for group in self._groups])
 
     def embed(self, table: Matrix) -> mx.array:
         return cast(BuiltinMatrix, table).at(self._tokens).astype(mx.float32)
 
     def add_attention(self, layer: int, x: mx.array, weights: Attention, rows: Rows) -> mx.array:
         normed = self._normed(x, weights.norm)
-        q, k, v = (_linear(normed, linear) for linear in (weights.q, weights.k, weights.v))
+        q, k, v = (self.linear(normed, linear) for linear in (weights.q, weights.k, weights.v))
         y = self.attend(layer, q, k, v, weights.head_norms)
         if rows is Rows.PICKED:
             x, y = x[self._picks], y[self._picks]
-        return x + _linear(y, weights.out)
+        return x + self.linear(y, weights.out)
 
     def add_mlp(self, x: mx.array, weights: GatedMLP) -> mx.array:
         normed = self._normed(x, weights.norm)
-        gate = _linear(normed, weights.gate)
-        return x + _linear(gate * mx.sigmoid(gate) * _linear(normed, weights.up), weights.down)
+        gate = self.linear(normed, weights.gate)
+        return x + self.linear(gate * mx.sigmoid(gate) * self.linear(normed, weights.up), weights.down)
 
     def logits(self, x: mx.array, norm: mx.array, head: Linear) -> mx.array:
-        return _linear(self._normed(x, norm), head)
+        return self.linear(self._normed(x, norm), head)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, norms: HeadNorms | None) -> mx.array:
         q, k, v = (x.reshape(len(x), -1, self.shape.head_dim) for x in (q, k, v))  # (T, H, Dh), (T, K, Dh)
@@ -121,12 +128,25 @@ class BuiltinOps:
             k = mx.fast.rms_norm(k, norms.k.astype(k.dtype), self.eps)
         q, k = self._turned(q), self._turned(k)
         self.pool.write_rows(layer, self._slots, k, v)
-        seen = [self._attend(layer, q, group) for group in self._groups]
+        return self.mixed(layer, q)
+
+    def mixed(self, layer: int, q: mx.array) -> mx.array:
+        """The values (T, H Dh) of what queries q (T, H, Dh) see in the pool, weighed."""
+        seen = self._seen(layer, q)
         out = seen[0] if len(seen) == 1 else mx.concatenate(seen)
         return out[self._back] if self._back is not None else out
 
+    def linear(self, x: mx.array, linear: Linear) -> mx.array:
+        if len(x) == 0:  # no rows are wanted: a prompt's chunk before its last. Still hangs on x, so that x is computed
+            return mx.broadcast_to(x[:, :1], (0, linear.matrix.rows))
+        product = cast(BuiltinMatrix, linear.matrix).times(x)
+        return product if linear.bias is None else product + linear.bias.astype(product.dtype)
+
     def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
         return mx.fast.rms_norm(x, weight, self.eps).astype(self.dtype)
+
+    def _seen(self, layer: int, q: mx.array) -> list[mx.array]:
+        return [self._attend(layer, q, group) for group in self._groups]
 
     def _attend(self, layer: int, q: mx.array, group: Group) -> mx.array:
         keys, values = self.pool.read_rows(layer, group.slots)
@@ -153,13 +173,6 @@ class BuiltinOps:
         return mx.concatenate([turned.astype(x.dtype), x[..., rope.dims :]], axis=-1)
 
 
-def _linear(x: mx.array, linear: Linear) -> mx.array:
-    if len(x) == 0:  # no rows are wanted: a prompt's chunk before its last. Still hangs on x, so that x is computed
-        return mx.broadcast_to(x[:, :1], (0, linear.matrix.rows))
-    product = cast(BuiltinMatrix, linear.matrix).times(x)
-    return product if linear.bias is None else product + linear.bias.astype(product.dtype)
-
-
 def _slots_written(batch: Batch, page_size: int) -> Ints:
     """The slot of each row's own key and value, (T,)."""
     sequence = np.repeat(np.arange(len(batch.past)), np.diff(batch.starts))
@@ -167,9 +180,9 @@ def _slots_written(batch: Batch, page_size: int) -> Ints:
     return (page * page_size + batch.positions % page_size).astype(np.int32)
 
 
-def _of_equal_length(lengths: Ints) -> list[Ints]:
-    """The sequences that bring n tokens, for each n."""
-    return [np.flatnonzero(lengths == n).astype(np.int32) for n in np.unique(lengths)]
+def _of_equal_length(lengths: Ints, members: Ints) -> list[Ints]:
+    """The members that bring n tokens, for each n."""
+    return [members[lengths[members] == n] for n in np.unique(lengths[members])]
 
 
 def _group(batch: Batch, pool: BuiltinPool, members: Ints, shape: AttentionShape) -> Group:
@@ -199,7 +212,7 @@ def _mask(sees: npt.NDArray[np.bool_], window: int | None) -> mx.array | str | N
     return mx.array(sees[:, None])
 
 
-def _back_to_rows(groups: Sequence[Group]) -> mx.array | None:
-    """Where each row of the batch lies among the rows of all groups; None if they lie in order."""
-    order = np.concatenate([np.array(group.rows).reshape(-1) for group in groups])
+def back_to_rows(parts: Sequence[Ints]) -> mx.array | None:
+    """Where each row of the batch lies among the rows of all parts; None if they lie in order."""
+    order = np.concatenate([np.empty(0, np.int32), *parts])
     return None if (np.diff(order) == 1).all() else mx.array(np.argsort(order).astype(np.int32))

@@ -15,6 +15,10 @@ from engine.cores import default_threads
 from engine.engine import Engine, Limits
 from engine.memory import Room, free_memory, room_for
 from engine.messages import EngineSpec
+from engine.metal import device as metal
+from engine.metal.attending import settled
+from engine.metal.ops import MetalOps
+from engine.metal.weights import MetalLoader
 from engine.pace import Pace, steepness
 from kvcache.cache import PageCache
 from kvcache.disk import DiskTier
@@ -34,7 +38,9 @@ from quant.open import open_checkpoint
 ARITHMETIC = 1
 DISK_BUDGET = 10 * 2**30  # bytes, where a folder is given and no budget
 
-Side = tuple[Llama, Callable[[Batch], Ops], PageStore]
+Device = Literal["cpu", "builtin", "metal"]
+# Last, what tells the kernels apart that were chosen on machines of the same class.
+Side = tuple[Llama, Callable[[Batch], Ops], PageStore, str]
 
 # The types of pages. Quantised ones are bytes, which only our own kernels read.
 KV = {"f16": mx.float16, "bf16": mx.bfloat16, "f32": mx.float32}
@@ -77,28 +83,30 @@ def _tier(spec: EngineSpec, brought: Brought) -> DiskTier | None:
 def bring(spec: EngineSpec, checkpoint: GGUFFile | MLXFolder) -> Brought:
     config = config_of(checkpoint)
     device = _device(spec)
-    if device == "builtin" and spec.kv not in KV:
+    if device != "cpu" and spec.kv not in KV:
         raise EngineError(f"--kv-format {spec.kv} is for the CPU device; here it can be {', '.join(KV)}")
     room = room_for(config, _weights(device, spec, checkpoint), spec, free_memory())
-    model, ops_of, pages = _SIDES[device](spec, config, checkpoint, room)
-    return Brought(config, room, model, ops_of, pages, _name(device))
+    model, ops_of, pages, kernels = _SIDES[device](spec, config, checkpoint, room)
+    return Brought(config, room, model, ops_of, pages, _name(device) + kernels)
 
 
-def _device(spec: EngineSpec) -> Literal["cpu", "builtin"]:
-    """Our own kernels on a CPU, MLX's where there is a GPU."""
+def _device(spec: EngineSpec) -> Device:
+    """Our own kernels on a CPU and, where they are the faster ones, on Apple's GPU; MLX's on any other GPU."""
     if spec.device != "auto":
         return spec.device
+    if metal.usable():
+        return "metal"
     return "builtin" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
 
 
-def _name(device: Literal["cpu", "builtin"]) -> str:
+def _name(device: Device) -> str:
     on_gpu = device == "builtin" and mx.default_device() == mx.Device(mx.gpu)
     return "gpu" if on_gpu else device
 
 
-def _weights(device: Literal["cpu", "builtin"], spec: EngineSpec, checkpoint: Checkpoint) -> int:
+def _weights(device: Device, spec: EngineSpec, checkpoint: Checkpoint) -> int:
     """Bytes on the device. Panels are about as large as the file; what MLX has no kernel for outgrows it."""
-    if device == "builtin":
+    if device != "cpu":
         return device_bytes(checkpoint, _builtin_dtype(spec, checkpoint))
     return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
 
@@ -128,14 +136,25 @@ def _on_cpu(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room:
     start_cpu(spec.threads)
     model = Llama.load(config, checkpoint, NativeLoader())
     pool = NativePool(config, room.cache // PAGE, room.context, CPU_KV[spec.kv])
-    return model, lambda batch: NativeOps(config, pool, batch), pool
+    return model, lambda batch: NativeOps(config, pool, batch), pool, ""
 
 
 def _on_builtin(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
     dtype = _builtin_dtype(spec, checkpoint)
     model = Llama.load(config, checkpoint, BuiltinLoader(dtype))
     pool = BuiltinPool(config, room.cache // PAGE, PAGE, KV[spec.kv])
-    return model, lambda batch: BuiltinOps(config, pool, batch, dtype), pool
+    return model, lambda batch: BuiltinOps(config, pool, batch, dtype), pool, ""
 
 
-_SIDES = {"cpu": _on_cpu, "builtin": _on_builtin}
+def _on_metal(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
+    dtype = _builtin_dtype(spec, checkpoint)
+    supervisor = metal.supervisor()
+    attending, chosen = settled(supervisor, config, dtype, KV[spec.kv])
+    loader = MetalLoader(dtype, supervisor, chosen=chosen)
+    loader.settle(checkpoint)
+    model = Llama.load(config, checkpoint, loader)
+    pool = BuiltinPool(config, room.cache // PAGE, PAGE, KV[spec.kv])
+    return model, lambda batch: MetalOps(config, pool, batch, dtype, attending), pool, f"-{loader.fingerprint}"
+
+
+_SIDES = {"cpu": _on_cpu, "builtin": _on_builtin, "metal": _on_metal}

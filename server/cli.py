@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="answer one prompt and leave"))
     _add_inspect(commands.add_parser("inspect", help="say what is in a model file"))
     _add_bench(commands.add_parser("bench", help="measure this machine, and a model on it"))
+    _add_kernels(commands.add_parser("kernels", help="say which kernels compute on this machine's GPU"))
     _add_service(commands.add_parser("service", help="run the server in the background, from login on"))
     return parser
 
@@ -143,6 +144,11 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="all figures as JSON; rates a second, in bytes and operations"
     )
     parser.set_defaults(do=_bench)
+
+
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--retune", action="store_true", help="try all of them anew")
+    parser.set_defaults(do=_kernels)
 
 
 def _add_service(parser: argparse.ArgumentParser) -> None:
@@ -229,6 +235,12 @@ def _bench(options: argparse.Namespace) -> None:
 
     spec = EngineSpec(path=str(options.model), threads=options.threads, device=options.device, kv=options.kv_format)
     bench(asked_of(spec, options.context, options.repeat, quick=options.quick), json=options.json)
+
+
+def _kernels(options: argparse.Namespace) -> None:
+    from server.kernels import kernels
+
+    kernels(retune=options.retune)
 
 
 def _service_install(options: argparse.Namespace) -> None:
