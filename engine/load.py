@@ -12,7 +12,7 @@ from engine.builtin_ops import BuiltinOps, BuiltinPool
 from engine.builtin_weights import BuiltinLoader, activation_dtype, device_bytes
 from engine.child import Loaded
 from engine.cores import default_threads
-from engine.engine import Engine, Limits
+from engine.engine import Engine, Limits, PassOps
 from engine.memory import Room, free_memory, room_for
 from engine.messages import EngineSpec
 from engine.pace import Pace, steepness
@@ -22,7 +22,6 @@ from kvcache.pages import PAGE
 from kvcache.store import PageStore
 from models.config import ModelConfig, config_of
 from models.llama import Llama
-from models.ops import Ops
 from quant.checkpoint import Checkpoint
 from quant.errors import EngineError
 from quant.gguf_file import GGUFFile
@@ -34,7 +33,7 @@ from quant.open import open_checkpoint
 ARITHMETIC = 1
 DISK_BUDGET = 10 * 2**30  # bytes, where a folder is given and no budget
 
-Side = tuple[Llama, Callable[[Batch], Ops], PageStore]
+Side = tuple[Llama, Callable[[Batch], PassOps], PageStore]
 
 # The types of pages. Quantised ones are bytes, which only our own kernels read.
 KV = {"f16": mx.float16, "bf16": mx.bfloat16, "f32": mx.float32}
@@ -48,7 +47,7 @@ class Brought:
     config: ModelConfig
     room: Room
     model: Llama
-    ops_of: Callable[[Batch], Ops]
+    ops_of: Callable[[Batch], PassOps]
     pages: PageStore
     device: str  # the class of device, within which equal requests get equal tokens
 
@@ -63,8 +62,13 @@ def load(spec: EngineSpec) -> Loaded:
     steep = steepness(brought.config)
     made_by = f"{ARITHMETIC} {brought.device} {spec.kv} {PAGE}".encode()
     cache = PageCache(room.cache // PAGE, brought.pages, _tier(spec, brought), identity + made_by, steep)
-    engine = Engine(brought.model, brought.ops_of, cache, limits, pace=Pace(steep), lazy=brought.device == "cpu")
+    engine = Engine(brought.model, brought.ops_of, cache, limits, pace=Pace(steep), lazy=_fills_in_late())
     return Loaded(engine, brought.device)
+
+
+def _fills_in_late() -> bool:
+    """Tokens can be written into a pass that is described already: its arrays lie in memory that we share."""
+    return mx.default_device() == mx.Device(mx.cpu) or mx.metal.is_available()
 
 
 def _tier(spec: EngineSpec, brought: Brought) -> DiskTier | None:
