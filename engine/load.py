@@ -11,11 +11,14 @@ from engine.batch import Batch
 from engine.builtin_ops import BuiltinOps, BuiltinPool
 from engine.builtin_weights import BuiltinLoader, activation_dtype, device_bytes
 from engine.child import Loaded
+from engine.chips import chip
 from engine.cores import default_threads
+from engine.device_memory import GPUMemory
 from engine.engine import Engine, Limits, PassOps
-from engine.memory import Room, free_memory, room_for
+from engine.memory import Room, free_memory, memory_need, room_for, token_bytes
 from engine.messages import EngineSpec
 from engine.pace import Pace, steepness
+from engine.placement import Placement, settle
 from kvcache.cache import PageCache
 from kvcache.disk import DiskTier
 from kvcache.pages import PAGE
@@ -50,6 +53,7 @@ class Brought:
     ops_of: Callable[[Batch], PassOps]
     pages: PageStore
     device: str  # the class of device, within which equal requests get equal tokens
+    placement: Placement
 
 
 def load(spec: EngineSpec) -> Loaded:
@@ -63,7 +67,7 @@ def load(spec: EngineSpec) -> Loaded:
     made_by = f"{ARITHMETIC} {brought.device} {spec.kv} {PAGE}".encode()
     cache = PageCache(room.cache // PAGE, brought.pages, _tier(spec, brought), identity + made_by, steep)
     engine = Engine(brought.model, brought.ops_of, cache, limits, pace=Pace(steep), lazy=_fills_in_late())
-    return Loaded(engine, brought.device)
+    return Loaded(engine, brought.device, brought.placement)
 
 
 def _fills_in_late() -> bool:
@@ -83,9 +87,29 @@ def bring(spec: EngineSpec, checkpoint: GGUFFile | MLXFolder) -> Brought:
     device = _device(spec)
     if device == "builtin" and spec.kv not in KV:
         raise EngineError(f"--kv-format {spec.kv} is for the CPU device; here it can be {', '.join(KV)}")
-    room = room_for(config, _weights(device, spec, checkpoint), spec, free_memory())
+    weights = _weights(device, spec, checkpoint)
+    placement = settle(spec.prefill, _name(device), chip(), _operations(checkpoint), weights)
+    room = _on_gpu(config, weights, spec) if _name(device) == "gpu" else room_for(config, weights, spec, free_memory())
     model, ops_of, pages = _SIDES[device](spec, config, checkpoint, room)
-    return Brought(config, room, model, ops_of, pages, _name(device))
+    return Brought(config, room, model, ops_of, pages, _name(device), placement)
+
+
+def _on_gpu(config: ModelConfig, weights: int, spec: EngineSpec) -> Room:
+    """As much as the GPU can hold, and MLX is told so before anything is loaded."""
+    memory = GPUMemory.of(mx.device_info())
+    room = room_for(config, weights, spec, memory.free)
+    memory.check_pool(room.cache * token_bytes(config, spec.kv) // config.layers)
+    limits = memory.limits(memory_need(config, weights, room.cache, spec.kv, spec.max_batch))
+    mx.set_memory_limit(limits.memory)
+    mx.set_cache_limit(limits.cache)
+    if mx.metal.is_available():
+        mx.set_wired_limit(limits.wired)
+    return room
+
+
+def _operations(checkpoint: Checkpoint) -> int:
+    """Of a token: a product and a sum for each weight of a matrix."""
+    return sum(2 * tensor.size for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1)
 
 
 def _device(spec: EngineSpec) -> Literal["cpu", "builtin"]:

@@ -26,7 +26,7 @@ from quant.open import open_checkpoint
 from tests.tiny_models import write_gguf
 
 CONTEXT = 512
-LENGTH = 12  # tokens of an answer
+LENGTH = 72  # tokens of an answer: two pages and more
 COMMON = np.random.default_rng(0).integers(5, 300, 70).tolist()  # every second prompt begins so
 GREEDY = Sampling(max_tokens=LENGTH, temperature=0)
 

@@ -1,0 +1,105 @@
+"""Laws of a GPU's memory, over Macs of 8 to 192 GB: a model fits the working set or is refused."""
+
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.command_buffers import environment, settings
+from engine.device_memory import LEAST_CACHE, GPUMemory
+from engine.memory import SHARE, Need, memory_need, room_for
+from engine.messages import EngineSpec
+from quant.errors import EngineError, NotEnoughMemory
+from tests.engine.test_memory import LLAMA_1B
+
+GIB = 2**30
+MACS = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192)
+
+
+def mac(gigabytes: int) -> dict[str, str | int]:
+    """As Metal describes one: a working set of two thirds, of three quarters from 36 GB on."""
+    working = gigabytes * GIB * 3 // 4 if gigabytes >= 36 else gigabytes * GIB * 2 // 3
+    return {
+        "device_name": "Apple M",
+        "architecture": "applegpu_g13g",
+        "memory_size": gigabytes * GIB,
+        "max_recommended_working_set_size": working,
+        "max_buffer_length": working * 3 // 4,
+        "resource_limit": 499000,
+    }
+
+
+@pytest.mark.parametrize("gigabytes", MACS)
+@given(weights=st.integers(2**20, 200 * GIB), kv=st.none() | st.integers(2**20, 200 * GIB))
+def test_what_is_not_refused_fits_in_the_working_set(gigabytes: int, weights: int, kv: int | None) -> None:
+    memory = GPUMemory.of(mac(gigabytes))
+    spec = EngineSpec(path="", kv_memory=kv)
+    try:
+        room = room_for(LLAMA_1B, weights, spec, memory.free)
+    except EngineError:
+        return
+    need = memory_need(LLAMA_1B, weights, room.cache)
+    assert need.total <= SHARE * memory.free
+    limits = memory.limits(need)
+    assert need.total <= limits.wired <= memory.free  # MLX refuses more
+    assert limits.memory < memory.total
+    assert limits.cache >= max(need.scratch, LEAST_CACHE)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "weights", "fits"), [(8, 4, True), (8, 5, False), (16, 9, True), (192, 99, True)]
+)
+def test_models_that_fit_macs(gigabytes: int, weights: int, fits: bool) -> None:
+    memory = GPUMemory.of(mac(gigabytes))
+    if fits:
+        assert room_for(LLAMA_1B, weights * GIB, EngineSpec(path=""), memory.free).context >= 1024
+        return
+    with pytest.raises(NotEnoughMemory, match=r"needs 5\.\d+ GiB \(weights 5\.00 GiB, .* and 5\.33 GiB are free"):
+        room_for(LLAMA_1B, weights * GIB, EngineSpec(path=""), memory.free)
+
+
+def test_a_layer_of_the_cache_is_one_buffer() -> None:
+    memory = GPUMemory.of(mac(8))
+    memory.check_pool(memory.largest)
+    with pytest.raises(NotEnoughMemory, match=r"4\.00 GiB for each layer, and the GPU's largest buffer is 4\.00 GiB"):
+        memory.check_pool(memory.largest + 1)
+
+
+def test_cuda_says_it_by_other_names() -> None:
+    memory = GPUMemory.of({"device_name": "H", "total_memory": 80 * GIB, "free_memory": 70 * GIB})
+    assert (memory.total, memory.free, memory.largest) == (80 * GIB, 70 * GIB, 70 * GIB)
+
+
+@pytest.mark.parametrize("info", [{}, {"memory_size": GIB}, {"memory_size": GIB, "free_memory": 0}])
+def test_a_gpu_that_says_nothing_is_an_error(info: dict[str, str | int]) -> None:
+    with pytest.raises(EngineError, match="does not say how much memory"):
+        GPUMemory.of(info)
+
+
+def test_small_needs_leave_mlx_some_buffers_to_keep() -> None:
+    limits = GPUMemory.of(mac(8)).limits(Need(weights=1, kv=1, scratch=1))
+    assert (limits.wired, limits.cache) == (3, LEAST_CACHE)
+
+
+@pytest.mark.parametrize("name", ["Apple M1", "Apple M2 Ultra", "Apple M3 Max", "Apple M4 Pro"])
+def test_command_buffers_are_long_where_that_was_measured_to_help(name: str) -> None:
+    assert settings(name, 16 * GIB) == {"MLX_MAX_OPS_PER_BUFFER": "1000"}
+    assert settings(name, 64 * GIB) == {"MLX_MAX_OPS_PER_BUFFER": "1000", "MLX_MAX_MB_PER_BUFFER": "400"}
+
+
+@pytest.mark.parametrize("name", [None, "", "Apple M5", "Apple M5 Max", "Apple M10", "Apple M12 Pro", "AMD EPYC"])
+def test_and_as_mlx_has_them_where_not(name: str | None) -> None:
+    assert settings(name, 64 * GIB) == {}
+
+
+def test_what_a_user_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.command_buffers.chip", lambda: "Apple M4")
+    monkeypatch.setattr("engine.command_buffers.machine_memory", lambda: 16 * GIB)
+    assert environment({}) == {"MLX_MAX_OPS_PER_BUFFER": "1000"}
+    assert environment({"MLX_MAX_OPS_PER_BUFFER": "7"}) == {}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has settings")
+def test_other_machines_are_left_alone() -> None:
+    assert environment({}) == {}
