@@ -1,6 +1,8 @@
 """Laws of placement: a function of rates alone, settled by the table of chips, refused where it cannot be had."""
 
 import inspect
+from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -8,9 +10,12 @@ from hypothesis import strategies as st
 
 from engine import placement
 from engine.chips import BANDWIDTHS
+from engine.load import load
+from engine.messages import EngineSpec
 from engine.pace import PREFILL
-from engine.placement import CHIPS, Rates, contention, expected, place, settle
+from engine.placement import CHIPS, Placement, Rates, contention, expected, place, settle
 from quant.errors import EngineError
+from tests.tiny_models import write_gguf
 
 EIGHT_BILLION = (16e9, 5e9)  # operations of a token, bytes of 4-bit weights
 RATE = st.floats(1, 1e5)
@@ -124,3 +129,12 @@ def test_a_reason_has_the_numbers() -> None:
     assert "1.91 times as long" in reason
     assert settle("auto", "gpu", "Apple M2", *EIGHT_BILLION).reason == "the CPU has no matrix unit for prompts"
     assert settle("auto", "gpu", "Apple M9", *EIGHT_BILLION).reason == "the chip's rates are not known"
+
+
+def test_an_engine_says_where_its_prompts_go_and_refuses_what_it_cannot_have(tmp_path: Path) -> None:
+    path = str(write_gguf(tmp_path, "llama"))
+    devices: tuple[Literal["cpu", "builtin"], ...] = ("cpu", "builtin")
+    for device in devices:
+        assert load(EngineSpec(path=path, device=device)).placement == Placement("cpu", "the model is there")
+        with pytest.raises(EngineError, match="--prefill gpu"):
+            load(EngineSpec(path=path, device=device, prefill="gpu"))
