@@ -1,17 +1,21 @@
 """Laws of a GPU's memory, over Macs of 8 to 192 GB: a model fits the working set or is refused."""
 
 import sys
+from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.command_buffers import environment, settings
 from engine.device_memory import LEAST_CACHE, GPUMemory
+from engine.load import load
 from engine.memory import SHARE, Need, memory_need, room_for
 from engine.messages import EngineSpec
 from quant.errors import EngineError, NotEnoughMemory
 from tests.engine.test_memory import LLAMA_1B
+from tests.tiny_models import write_gguf
 
 GIB = 2**30
 MACS = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192)
@@ -103,3 +107,36 @@ def test_what_a_user_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(sys.platform == "darwin", reason="a Mac has settings")
 def test_other_machines_are_left_alone() -> None:
     assert environment({}) == {}
+
+
+@pytest.fixture
+def as_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Loading takes this machine for a Mac of 8 GB; what MLX was told to do."""
+    told: dict[str, int] = {}
+    monkeypatch.setattr("engine.load._name", lambda device: "gpu")
+    monkeypatch.setattr(mx, "device_info", lambda: mac(8))
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    for name in ("memory", "cache", "wired"):
+        monkeypatch.setattr(mx, f"set_{name}_limit", lambda limit, name=name: told.update({name: limit}))
+    return told
+
+
+def test_mlx_is_told_its_limits_before_a_model_is_loaded(tmp_path: Path, as_gpu: dict[str, int]) -> None:
+    loaded = load(EngineSpec(path=str(write_gguf(tmp_path, "llama", context=1024)), device="builtin"))
+    assert loaded.device == "gpu"
+    assert loaded.placement.where == "gpu"
+    assert as_gpu["memory"] == mac(8)["max_recommended_working_set_size"]
+    assert as_gpu["cache"] >= LEAST_CACHE
+    pool = loaded.engine.cache.pool.pages * 32 * 2 * 2 * 2 * 16 * 2  # layers, k and v, heads, dims, bytes
+    assert as_gpu["wired"] > pool
+
+
+def test_a_model_that_a_gpu_cannot_hold_is_refused_before_mlx_is_told_anything(
+    tmp_path: Path, as_gpu: dict[str, int]
+) -> None:
+    path = str(write_gguf(tmp_path, "llama", context=1024))
+    with pytest.raises(NotEnoughMemory, match=r"5\.33 GiB are free"):
+        load(EngineSpec(path=path, device="builtin", kv_memory=6 * GIB))
+    assert as_gpu == {}
+    with pytest.raises(EngineError, match="--prefill cpu: not built for this device"):
+        load(EngineSpec(path=path, device="builtin", prefill="cpu"))
