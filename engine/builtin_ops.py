@@ -70,9 +70,12 @@ class Writing:
     def __init__(self, pool: BuiltinPool) -> None:
         self._pool = pool
         self._known = pool.changes
-        self._layers = [
-            copy(layer) for layer in pool.layers
-        ]  # the array, not its content: what an index writes is ours
+        # Their content is not copied; what an index writes is ours. None from the begin on: then it is the pool's.
+        self._own: list[mx.array] | None = [copy(layer) for layer in pool.layers]
+
+    @property
+    def _layers(self) -> list[mx.array]:
+        return self._pool.layers if self._own is None else self._own
 
     @property
     def stale(self) -> bool:
@@ -80,11 +83,12 @@ class Writing:
 
     def begin(self) -> None:
         """Now only the pass refers to what the pool held, so it is written in place."""
+        assert self._own is not None, "it has begun"
         assert not self.stale, "somebody else wrote to the pool"
         # On a GPU the passes before are over, as their logits are known; but what they read is let go a moment later,
         # by a handler. Whoever synchronises waits for that too.
         mx.synchronize()
-        self._pool.layers, self._layers = self._layers, []
+        self._pool.layers, self._own = self._own, None
         self._pool.changes += 1
 
     def write_rows(self, layer: int, slots: mx.array, k: mx.array, v: mx.array) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from engine.batch import Batch
 from engine.builtin_ops import BuiltinOps, BuiltinPool
 from engine.builtin_weights import BuiltinLoader
 from engine.engine import Engine, Limits
@@ -19,7 +20,33 @@ from kvcache.cache import PageCache
 from kvcache.pages import PAGE
 from models.config import ModelConfig, config_of
 from models.llama import Llama
+from models.ops import Attention, GatedMLP, Rows
 from quant.open import open_checkpoint
+
+
+class LayerByLayer(BuiltinOps):
+    """A pass that is computed while the model asks, so that few tasks of it wait in MLX's queues at any time.
+
+    MLX counts tasks of all streams together: who hands it an operation while more than ten are open, on whatever
+    stream, waits until one of them is done. A pass of prompts that is handed over whole would hold up everybody else.
+    """
+
+    def __init__(self, config: ModelConfig, pool: BuiltinPool, batch: Batch, dtype: mx.Dtype) -> None:
+        super().__init__(config, pool, batch, dtype)
+        super().begin()
+
+    def begin(self) -> None: ...
+
+    def add_attention(self, layer: int, x: mx.array, weights: Attention, rows: Rows) -> mx.array:
+        return _now(super().add_attention(layer, x, weights, rows))
+
+    def add_mlp(self, x: mx.array, weights: GatedMLP) -> mx.array:
+        return _now(super().add_mlp(x, weights))
+
+
+def _now(x: mx.array) -> mx.array:
+    mx.eval(x)
+    return x
 
 
 @dataclass(frozen=True)
@@ -36,14 +63,13 @@ class Weights:
             config = config_of(checkpoint)
             return cls(config, Llama.load(config, checkpoint, BuiltinLoader(dtype)), dtype)
 
-    def engine(self, context: int, max_batch: int) -> Engine:
+    def engine(self, context: int, max_batch: int, ops: type[BuiltinOps] = BuiltinOps) -> Engine:
         """With pages of its own. Whoever makes it drives it: its passes are on the stream of that thread."""
+        config, dtype = self.config, self.dtype
         pages = max_batch * -(-context // PAGE)
-        pool = BuiltinPool(self.config, pages, PAGE, self.dtype)
-        limits = Limits(context, self.config.vocab, max_batch)
-        return Engine(
-            self.model, lambda batch: BuiltinOps(self.config, pool, batch, self.dtype), PageCache(pages, pool), limits
-        )
+        pool = BuiltinPool(config, pages, PAGE, dtype)
+        limits = Limits(context, config.vocab, max_batch)
+        return Engine(self.model, lambda batch: ops(config, pool, batch, dtype), PageCache(pages, pool), limits)
 
 
 def answers(engine: Engine, prompts: list[list[int]], length: int) -> list[list[int]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.tiny_models import write_gguf
-from tests.two_streams import Weights, answers, on_own_stream
+from tests.two_streams import LayerByLayer, Weights, answers, on_own_stream
 
 CONTEXT = 512
 SHORT = [np.random.default_rng(i).integers(5, 300, 5 + i).tolist() for i in range(4)]
@@ -20,7 +20,7 @@ def test_the_tokens_of_both_streams_are_those_of_each_alone(tmp_path: Path) -> N
         found[name] = answers(weights.engine(CONTEXT, 4), SHORT, 60)
 
     def prompting(name: str) -> None:
-        engine = weights.engine(CONTEXT, 1)
+        engine = weights.engine(CONTEXT, 1, LayerByLayer)
         found[name] = [answers(engine, [prompt], 1)[0] for prompt in LONG]
 
     for work, name in ((decoding, "decoding alone"), (prompting, "prompting alone")):

@@ -24,7 +24,7 @@ import numpy as np
 
 from engine.engine import Engine
 from engine.messages import Sampling, Submit
-from tests.two_streams import Weights, on_own_stream
+from tests.two_streams import LayerByLayer, Weights, on_own_stream
 
 READY = "prompts are computed"
 
@@ -39,7 +39,7 @@ class Prompts:
         self.done = 0  # tokens
 
     def run(self) -> None:
-        engine = self._weights.engine(self._length + 32, 1)
+        engine = self._weights.engine(self._length + 32, 1, LayerByLayer)
         rng = np.random.default_rng(1)
         name = 0
         while not self._stop.is_set():
