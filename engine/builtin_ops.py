@@ -101,6 +101,10 @@ class Writing:
         both = self._layers[layer][slots].transpose(2, 0, 3, 1, 4)
         return both[0], both[1]
 
+    def pages(self, layer: int) -> mx.array:
+        """All slots (slots, 2, K, Dh), with what the pass has written so far; nobody keeps it beyond the pass."""
+        return self._layers[layer]
+
 
 @dataclass(frozen=True)
 class Group:

@@ -88,13 +88,14 @@ def bring(spec: EngineSpec, checkpoint: GGUFFile | MLXFolder) -> Brought:
     if device == "builtin" and spec.kv not in KV:
         raise EngineError(f"--kv-format {spec.kv} is for the CPU device; here it can be {', '.join(KV)}")
     weights = _weights(device, spec, checkpoint)
-    placement = settle(spec.prefill, _name(device), chip(), _operations(checkpoint), weights)
-    room = _on_gpu(config, weights, spec) if _name(device) == "gpu" else room_for(config, weights, spec, free_memory())
+    on_gpu = _on_gpu(device)
+    placement = settle(spec.prefill, chip() or "", _operations(checkpoint), weights, on_gpu=on_gpu)
+    room = _room_on_gpu(config, weights, spec) if on_gpu else room_for(config, weights, spec, free_memory())
     model, ops_of, pages = _SIDES[device](spec, config, checkpoint, room)
     return Brought(config, room, model, ops_of, pages, _name(device), placement)
 
 
-def _on_gpu(config: ModelConfig, weights: int, spec: EngineSpec) -> Room:
+def _room_on_gpu(config: ModelConfig, weights: int, spec: EngineSpec) -> Room:
     """As much as the GPU can hold, and MLX is told so before anything is loaded."""
     memory = GPUMemory.of(mx.device_info())
     room = room_for(config, weights, spec, memory.free)
@@ -120,8 +121,11 @@ def _device(spec: EngineSpec) -> Literal["cpu", "builtin"]:
 
 
 def _name(device: Literal["cpu", "builtin"]) -> str:
-    on_gpu = device == "builtin" and mx.default_device() == mx.Device(mx.gpu)
-    return "gpu" if on_gpu else device
+    return "gpu" if _on_gpu(device) else device
+
+
+def _on_gpu(device: str) -> bool:
+    return device != "cpu" and mx.default_device() == mx.Device(mx.gpu)
 
 
 def _weights(device: Literal["cpu", "builtin"], spec: EngineSpec, checkpoint: Checkpoint) -> int:

@@ -113,20 +113,17 @@ def contention(rates: Rates) -> float:
     return max(rates.contention, rates.cpu_prefill / PREFILL / rates.gpu_decode)
 
 
-def settle(asked: Asked, device: str, chip: str | None, operations: float, weights: float) -> Placement:
-    """Where prompts go on this device, or EngineError if that cannot be had.
-
-    `device` is as in Ready: "gpu", or what computes on the CPU, where there is one place only.
-    """
-    if device != "gpu":
+def settle(asked: Asked, chip: str, operations: float, weights: float, *, on_gpu: bool) -> Placement:
+    """Where prompts go, or EngineError if that cannot be had. On the CPU's devices there is one place only."""
+    if not on_gpu:
         if asked == "gpu":
-            raise EngineError(f"--prefill gpu: the model is on the device {device}, which is no GPU")
+            raise EngineError("--prefill gpu: the model is on the CPU")
         return Placement("cpu", "the model is there")
     if asked == "cpu":
-        raise EngineError(f"--prefill cpu: not built for this device: {MISSING}")
+        raise EngineError(f"--prefill cpu: not built for a model on the GPU: {MISSING}")
     if asked == "gpu":
         return Placement("gpu", "as asked")
-    unit = CHIPS.get(chip or "")
+    unit = CHIPS.get(chip)
     if unit is None or not unit.sme:
         return Placement("gpu", "the CPU has no matrix unit for prompts" if unit else "the chip's rates are not known")
     found = place(expected(unit, operations, weights))

@@ -67,7 +67,7 @@ def test_on_a_mac_a_dry_run_shows_the_commands(tmp_path: Path) -> None:
     assert "left out" not in said
     for command in (
         "make build",
-        "make test",
+        "MLX_ENABLE_TF32=0 make test",
         "kernels --retune",
         'service install "$model" --port "$PORT"',
         "service remove",

@@ -113,7 +113,7 @@ def test_other_machines_are_left_alone() -> None:
 def as_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Loading takes this machine for a Mac of 8 GB; what MLX was told to do."""
     told: dict[str, int] = {}
-    monkeypatch.setattr("engine.load._name", lambda device: "gpu")
+    monkeypatch.setattr("engine.load._on_gpu", lambda device: True)
     monkeypatch.setattr(mx, "device_info", lambda: mac(8))
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     for name in ("memory", "cache", "wired"):
@@ -138,5 +138,5 @@ def test_a_model_that_a_gpu_cannot_hold_is_refused_before_mlx_is_told_anything(
     with pytest.raises(NotEnoughMemory, match=r"5\.33 GiB are free"):
         load(EngineSpec(path=path, device="builtin", kv_memory=6 * GIB))
     assert as_gpu == {}
-    with pytest.raises(EngineError, match="--prefill cpu: not built for this device"):
+    with pytest.raises(EngineError, match="--prefill cpu: not built for a model on the GPU"):
         load(EngineSpec(path=path, device="builtin", prefill="cpu"))

@@ -13,12 +13,13 @@ from engine.chips import BANDWIDTHS
 from engine.load import load
 from engine.messages import EngineSpec
 from engine.pace import PREFILL
-from engine.placement import CHIPS, Placement, Rates, contention, expected, place, settle
+from engine.placement import CHIPS, Asked, Placement, Rates, contention, expected, place, settle
 from quant.errors import EngineError
 from tests.tiny_models import write_gguf
 
 EIGHT_BILLION = (16e9, 5e9)  # operations of a token, bytes of 4-bit weights
 RATE = st.floats(1, 1e5)
+CPU_OR_AUTO: tuple[Asked, ...] = ("auto", "cpu")
 
 
 def on_paper(name: str) -> Rates:
@@ -107,28 +108,27 @@ def test_the_policy_sees_nothing_but_rates() -> None:
 
 
 def test_on_one_device_everything_is_there() -> None:
-    for device in ("cpu", "builtin"):
-        for asked in ("auto", "cpu"):
-            assert settle(asked, device, None, *EIGHT_BILLION).where == "cpu"
-        with pytest.raises(EngineError, match=f"--prefill gpu: the model is on the device {device}, which is no GPU"):
-            settle("gpu", device, None, *EIGHT_BILLION)
+    for asked in CPU_OR_AUTO:
+        assert settle(asked, "", *EIGHT_BILLION, on_gpu=False).where == "cpu"
+    with pytest.raises(EngineError, match="--prefill gpu: the model is on the CPU"):
+        settle("gpu", "", *EIGHT_BILLION, on_gpu=False)
 
 
 def test_what_is_not_built_is_refused_and_never_settled_on() -> None:
-    with pytest.raises(EngineError, match="--prefill cpu: not built for this device: the CPU has no kernels yet"):
-        settle("cpu", "gpu", "Apple M4", *EIGHT_BILLION)
-    for name in (*CHIPS, "Apple M9", None):
-        found = settle("auto", "gpu", name, *EIGHT_BILLION)
+    with pytest.raises(EngineError, match="--prefill cpu: not built for a model on the GPU: the CPU has no kernels"):
+        settle("cpu", "Apple M4", *EIGHT_BILLION, on_gpu=True)
+    for name in (*CHIPS, "Apple M9", ""):
+        found = settle("auto", name, *EIGHT_BILLION, on_gpu=True)
         assert found.where == "gpu"
         assert found.reason
 
 
 def test_a_reason_has_the_numbers() -> None:
-    reason = settle("auto", "gpu", "Apple M4", *EIGHT_BILLION).reason
+    reason = settle("auto", "Apple M4", *EIGHT_BILLION, on_gpu=True).reason
     assert "0.52 of the GPU's rate" in reason
     assert "1.91 times as long" in reason
-    assert settle("auto", "gpu", "Apple M2", *EIGHT_BILLION).reason == "the CPU has no matrix unit for prompts"
-    assert settle("auto", "gpu", "Apple M9", *EIGHT_BILLION).reason == "the chip's rates are not known"
+    assert settle("auto", "Apple M2", *EIGHT_BILLION, on_gpu=True).reason == "the CPU has no matrix unit for prompts"
+    assert settle("auto", "Apple M9", *EIGHT_BILLION, on_gpu=True).reason == "the chip's rates are not known"
 
 
 def test_an_engine_says_where_its_prompts_go_and_refuses_what_it_cannot_have(tmp_path: Path) -> None:
