@@ -46,7 +46,7 @@ class GPUMemory:
             )
 
     def limits(self, need: Need) -> Limits:
-        """For a need that was checked: beyond the working set a Mac pages, so an overrun is to fail instead.
+        """For a need that was checked. Beyond the working set a Mac pages, so before it MLX is to wait for what runs.
 
         All that the model needs is kept resident: macOS takes memory from a GPU that idles, and the next request
         would wait for it.

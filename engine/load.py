@@ -34,6 +34,8 @@ from quant.open import open_checkpoint
 
 # Goes up with every change of a kernel's bits or a page's layout: pages on disk from before are not those of today.
 ARITHMETIC = 1
+# MLX's attention takes keys and values that lie together: pages are gathered for it, and it may want them in its order.
+GATHERED = 2
 DISK_BUDGET = 10 * 2**30  # bytes, where a folder is given and no budget
 
 Side = tuple[Llama, Callable[[Batch], PassOps], PageStore]
@@ -98,9 +100,10 @@ def bring(spec: EngineSpec, checkpoint: GGUFFile | MLXFolder) -> Brought:
 def _room_on_gpu(config: ModelConfig, weights: int, spec: EngineSpec) -> Room:
     """As much as the GPU can hold, and MLX is told so before anything is loaded."""
     memory = GPUMemory.of(mx.device_info())
-    room = room_for(config, weights, spec, memory.free)
+    room = room_for(config, weights, spec, memory.free, GATHERED)
     memory.check_pool(room.cache * token_bytes(config, spec.kv) // config.layers)
-    limits = memory.limits(memory_need(config, weights, room.cache, spec.kv, spec.max_batch))
+    gathered = GATHERED * spec.max_batch * room.context
+    limits = memory.limits(memory_need(config, weights, room.cache, spec.kv, spec.max_batch, gathered))
     mx.set_memory_limit(limits.memory)
     mx.set_cache_limit(limits.cache)
     if mx.metal.is_available():

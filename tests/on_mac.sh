@@ -15,12 +15,13 @@
 #
 # A step that fails is noted and the next one goes on; the exit code is the number of failed steps, at most 99.
 set -u
+HERE=$PWD
 cd "$(dirname "$0")/.." || exit 1
 ROOT=$PWD
 BIN=.venv/bin
 PORT=7863
 
-model=models/cria/cria.gguf llama='' mlx_python='' mlx_model='' out=on_mac_report.txt only=''
+model=models/cria/cria.gguf llama='' mlx_python='' mlx_model='' out=$HERE/on_mac_report.txt only=''
 quick='' service=yes dry=''
 
 usage() { sed -n '2,17s/^# \{0,1\}//p' "$ROOT/tests/on_mac.sh"; }
@@ -33,17 +34,24 @@ wanted() { # an option's name and what follows it
   printf '%s' "$2"
 }
 
+absolute() { # a path as the caller means it; a bare name may be a program's
+  case $1 in
+    /*) printf '%s' "$1" ;;
+    *) printf '%s' "$HERE/$1" ;;
+  esac
+}
+
 redact_only=''
 while [ $# -gt 0 ]; do
   case $1 in
     --model | --llama | --mlx-lm | --mlx-model | --out | --only)
       value=$(wanted "$@") || exit 2
       case $1 in
-        --model) model=$value ;;
-        --llama) llama=$value ;;
-        --mlx-lm) mlx_python=$value ;;
-        --mlx-model) mlx_model=$value ;;
-        --out) out=$value ;;
+        --model) model=$(absolute "$value") ;;
+        --llama) llama=$(absolute "$value") ;;
+        --mlx-lm) case $value in */*) mlx_python=$(absolute "$value") ;; *) mlx_python=$value ;; esac ;;
+        --mlx-model) mlx_model=$(absolute "$value") ;;
+        --out) out=$(absolute "$value") ;;
         --only) only=$value ;;
       esac
       shift

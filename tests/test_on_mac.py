@@ -99,6 +99,12 @@ def test_the_report_tells_no_names(tmp_path: Path) -> None:
     assert not re.search(rf"sabine|Sabine|secret|{re.escape(str(tmp_path))}|{re.escape(str(ROOT))}", text)
 
 
+def test_paths_are_those_of_where_one_stands(tmp_path: Path) -> None:
+    said = f"{tmp_path}/mine/m.gguf {tmp_path}/peers/bin/llama-bench\n"
+    done = ran(tmp_path, "--redact", "--model", "mine/m.gguf", "--llama", "peers/bin", said=said)
+    assert done.stdout == ".../m.gguf .../bin/llama-bench\n"
+
+
 @pytest.mark.parametrize("line", ["", "a\\b & c | [d]* $e", "ümläut", "tab\there"])
 def test_other_lines_stay_as_they_are(line: str, tmp_path: Path) -> None:
     assert ran(tmp_path, "--redact", said=f"{line}\n{line}\n").stdout == f"{line}\n{line}\n"

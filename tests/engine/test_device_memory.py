@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from engine.command_buffers import environment, settings
 from engine.device_memory import LEAST_CACHE, GPUMemory
-from engine.load import load
-from engine.memory import SHARE, Need, memory_need, room_for
+from engine.load import GATHERED, load
+from engine.memory import LEAST_CONTEXT, SHARE, Need, memory_need, room_for
 from engine.messages import EngineSpec
 from quant.errors import EngineError, NotEnoughMemory
 from tests.engine.test_memory import LLAMA_1B
@@ -40,10 +40,10 @@ def test_what_is_not_refused_fits_in_the_working_set(gigabytes: int, weights: in
     memory = GPUMemory.of(mac(gigabytes))
     spec = EngineSpec(path="", kv_memory=kv)
     try:
-        room = room_for(LLAMA_1B, weights, spec, memory.free)
+        room = room_for(LLAMA_1B, weights, spec, memory.free, GATHERED)
     except EngineError:
         return
-    need = memory_need(LLAMA_1B, weights, room.cache)
+    need = memory_need(LLAMA_1B, weights, room.cache, gathered=GATHERED * 16 * room.context)
     assert need.total <= SHARE * memory.free
     limits = memory.limits(need)
     assert need.total <= limits.wired <= memory.free  # MLX refuses more
@@ -57,10 +57,24 @@ def test_what_is_not_refused_fits_in_the_working_set(gigabytes: int, weights: in
 def test_models_that_fit_macs(gigabytes: int, weights: int, fits: bool) -> None:
     memory = GPUMemory.of(mac(gigabytes))
     if fits:
-        assert room_for(LLAMA_1B, weights * GIB, EngineSpec(path=""), memory.free).context >= 1024
+        assert room_for(LLAMA_1B, weights * GIB, EngineSpec(path=""), memory.free, GATHERED).context >= 1024
         return
     with pytest.raises(NotEnoughMemory, match=r"needs 5\.\d+ GiB \(weights 5\.00 GiB, .* and 5\.33 GiB are free"):
-        room_for(LLAMA_1B, weights * GIB, EngineSpec(path=""), memory.free)
+        room_for(LLAMA_1B, weights * GIB, EngineSpec(path=""), memory.free, GATHERED)
+
+
+@given(free=st.integers(2 * GIB, 64 * GIB), copies=st.integers(0, 4))
+def test_a_context_that_nobody_asked_for_is_as_long_as_the_copies_of_it_allow(free: int, copies: int) -> None:
+    """And what fits without copies is never refused for them, unless not even the least context fits."""
+    room = room_for(LLAMA_1B, GIB, EngineSpec(path=""), free)
+    try:
+        copied = room_for(LLAMA_1B, GIB, EngineSpec(path=""), free, copies)
+    except NotEnoughMemory:
+        least = memory_need(LLAMA_1B, GIB, LEAST_CONTEXT, gathered=copies * 16 * LEAST_CONTEXT)
+        assert least.total > SHARE * free - 2**20
+        return
+    assert LEAST_CONTEXT <= copied.context <= room.context
+    assert copied.cache <= room.cache
 
 
 def test_a_layer_of_the_cache_is_one_buffer() -> None:
