@@ -154,7 +154,10 @@ class Passes:
             self._run([Span([self._tokens[at]], at, table[: pages(at + 1)], True) for table in tables])
 
     def _run(self, spans: Sequence[Span]) -> None:
-        mx.eval(self._brought.model.forward(self._brought.ops_of(Batch.of(spans))))
+        ops = self._brought.ops_of(Batch.of(spans))
+        logits = self._brought.model.forward(ops)
+        ops.begin()
+        mx.eval(logits)
 
 
 class Measuring:

@@ -1,6 +1,7 @@
 """Ops by MLX's own kernels, for every device that MLX has: the slow twin of our kernels, and what GPUs run."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,10 +19,10 @@ from models.rope import rope_table
 class BuiltinPool:
     """Keys and values of every layer, one array a layer, written in place.
 
-    A write happens in place while the pool holds the only reference to the array: whoever keeps another, or leaves a
-    pass unevaluated when the next begins, makes MLX copy the pool. As bytes (kvcache/store.py) pages are to be had
-    between passes. Behind the pages' slots lies one that is never
-    written: it stays zero, and what a sequence must not see is read from there.
+    A write happens in place while nothing else refers to the array when it is computed: whoever keeps another
+    reference, or leaves a pass unevaluated when the next begins, makes MLX copy the pool. As bytes (kvcache/store.py)
+    pages are to be had between passes. Behind the pages' slots lies one that is never written: it stays zero, and what
+    a sequence must not see is read from there.
     """
 
     def __init__(self, config: ModelConfig, pages: int, page_size: int, dtype: mx.Dtype) -> None:
@@ -30,6 +31,7 @@ class BuiltinPool:
         self.nowhere = pages * page_size
         slots = (self.nowhere + 1, 2, shape.kv_heads, shape.head_dim)
         self.layers = [mx.zeros(slots, dtype) for _ in range(config.layers)]
+        self.changes = 0
         self.turns = mx.array(rope_table(shape.rope, min(config.context, self.nowhere)))  # (positions, rope dims)
         mx.eval(self.layers, self.turns)
 
@@ -52,6 +54,7 @@ class BuiltinPool:
     def _put(self, page: int, parts: list[mx.array]) -> None:
         """The page holds the parts, one a layer, each (tokens, 2, K, Dh)."""
         mx.eval(parts)  # from here on nothing but the pool refers to its arrays
+        self.changes += 1
         for layer, part in zip(self.layers, parts, strict=True):
             layer[self._slots_of(page)] = part
         mx.eval(self.layers)
@@ -60,15 +63,47 @@ class BuiltinPool:
         """As an index that gathers and scatters: a slice of a pool would refer to it."""
         return mx.arange(page * self.page_size, (page + 1) * self.page_size)
 
+
+class Writing:
+    """The pool as one pass leaves it. Until the pass begins the pool knows nothing of it, and it may be forgotten."""
+
+    def __init__(self, pool: BuiltinPool) -> None:
+        self._pool = pool
+        self._known = pool.changes
+        # Their content is not copied; what an index writes is ours. None from the begin on: then it is the pool's.
+        self._own: list[mx.array] | None = [copy(layer) for layer in pool.layers]
+
+    @property
+    def _layers(self) -> list[mx.array]:
+        return self._pool.layers if self._own is None else self._own
+
+    @property
+    def stale(self) -> bool:
+        return self._known != self._pool.changes
+
+    def begin(self) -> None:
+        """Now only the pass refers to what the pool held, so it is written in place."""
+        assert self._own is not None, "it has begun"
+        assert not self.stale, "somebody else wrote to the pool"
+        # On a GPU the passes before are over, as their logits are known; but what they read is let go a moment later,
+        # by a handler. Whoever synchronises waits for that too.
+        mx.synchronize()
+        self._pool.layers, self._own = self._own, None
+        self._pool.changes += 1
+
     def write_rows(self, layer: int, slots: mx.array, k: mx.array, v: mx.array) -> None:
         """k and v (T, K, Dh) lie at their slots when the pass has been evaluated."""
-        pool = self.layers[layer]
-        self.layers[layer][slots] = mx.stack([k, v], axis=1).astype(pool.dtype)
+        pool = self._layers[layer]
+        pool[slots] = mx.stack([k, v], axis=1).astype(pool.dtype)
 
     def read_rows(self, layer: int, slots: mx.array) -> tuple[mx.array, mx.array]:
         """Keys and values (B, K, S, Dh) at slots (B, S)."""
-        both = self.layers[layer][slots].transpose(2, 0, 3, 1, 4)
+        both = self._layers[layer][slots].transpose(2, 0, 3, 1, 4)
         return both[0], both[1]
+
+    def pages(self, layer: int) -> mx.array:
+        """All slots (slots, 2, K, Dh), with what the pass has written so far; nobody keeps it beyond the pass."""
+        return self._layers[layer]
 
 
 @dataclass(frozen=True)
@@ -91,8 +126,8 @@ class BuiltinOps:
     ) -> None:
         self.shape = config.attention
         self.eps = config.eps
-        self.pool = pool
         self.dtype = dtype
+        self._writing = Writing(pool)
         self._tokens = batch.ids
         self._picks = mx.array(batch.picks)
         self._slots = mx.array(_slots_written(batch, pool.page_size))
@@ -101,6 +136,13 @@ class BuiltinOps:
         alike = _of_equal_length(np.diff(batch.starts), members)
         self._groups = [_group(batch, pool, members, self.shape) for members in alike]
         self._back = back_to_rows([np.array(group.rows).reshape(-1) for group in self._groups])
+
+    @property
+    def stale(self) -> bool:
+        return self._writing.stale
+
+    def begin(self) -> None:
+        self._writing.begin()
 
     def embed(self, table: Matrix) -> mx.array:
         return cast(BuiltinMatrix, table).at(self._tokens).astype(mx.float32)
@@ -127,7 +169,7 @@ class BuiltinOps:
             q = mx.fast.rms_norm(q, norms.q.astype(q.dtype), self.eps)
             k = mx.fast.rms_norm(k, norms.k.astype(k.dtype), self.eps)
         q, k = self._turned(q), self._turned(k)
-        self.pool.write_rows(layer, self._slots, k, v)
+        self._writing.write_rows(layer, self._slots, k, v)
         return self.mixed(layer, q)
 
     def mixed(self, layer: int, q: mx.array) -> mx.array:
@@ -149,7 +191,7 @@ class BuiltinOps:
         return [self._attend(layer, q, group) for group in self._groups]
 
     def _attend(self, layer: int, q: mx.array, group: Group) -> mx.array:
-        keys, values = self.pool.read_rows(layer, group.slots)
+        keys, values = self._writing.read_rows(layer, group.slots)
         mixed = mx.fast.scaled_dot_product_attention(
             q[group.rows].swapaxes(1, 2),  # (B, H, n, Dh)
             keys.astype(q.dtype),

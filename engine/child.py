@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from engine.engine import Engine
 from engine.frames import SPEC, TO_ENGINE, frame
 from engine.messages import Ask, Cancel, Delta, EngineSpec, Fault, FromEngine, Ready, Step, Stop, Submit, ToEngine
+from engine.placement import Placement
 from kvcache.pages import PAGE
 from quant.errors import EngineError, ModelFileError, NotEnoughMemory, PunaError
 
@@ -26,6 +27,7 @@ class Loaded:
 
     engine: Engine
     device: str
+    placement: Placement
 
 
 def main(load: Callable[[EngineSpec], Loaded]) -> None:
@@ -133,7 +135,8 @@ def _obey(engine: Engine, message: Submit | Cancel | Ask, send: Callable[[FromEn
 
 def _ready(loaded: Loaded, seconds: float) -> Ready:
     engine = loaded.engine
-    return Ready(engine.limits.context, engine.cache.pool.pages, PAGE, loaded.device, seconds)
+    limits, pages, place = engine.limits, engine.cache.pool.pages, loaded.placement
+    return Ready(limits.context, pages, PAGE, loaded.device, seconds, place.where, place.reason)
 
 
 def fault_of(error: Exception) -> Fault:

@@ -1,4 +1,4 @@
-"""Chips: the memory bandwidth that Apple publishes for each of its own, and which one this machine has."""
+"""Chips: the memory bandwidth that Apple publishes for each of its own, and which one and how much memory we have."""
 
 import ctypes
 import sys
@@ -27,6 +27,16 @@ BANDWIDTHS = {
         "M5 Max": 614,
     }.items()
 }
+
+
+def machine_memory() -> int:
+    """Bytes that a Mac has; 0 on other machines, and where it does not say."""
+    if sys.platform != "darwin":
+        return 0
+    size = ctypes.c_uint64()
+    length = ctypes.c_size_t(8)
+    said = ctypes.CDLL(None).sysctlbyname(b"hw.memsize", ctypes.byref(size), ctypes.byref(length), None, 0) == 0
+    return size.value if said else 0
 
 
 def chip() -> str | None:

@@ -29,6 +29,19 @@ class Model(Protocol):
     def forward(self, ops: Ops) -> mx.array: ...  # evaluated also where P is 0: keys and values are wanted
 
 
+class PassOps(Ops, Protocol):
+    """The verbs of one pass. A pass that is described and never begins leaves no trace."""
+
+    @property
+    def stale(self) -> bool:
+        """The pages are others now than those that the pass was described over."""
+        ...
+
+    def begin(self) -> None:
+        """What the pass writes is what the pages hold, once it has been computed; no other pass is under way."""
+        ...
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a sequence may ask: `context` tokens in all, each below `vocab`; `max_batch` of them run at once."""
@@ -45,6 +58,7 @@ class Pass:
     works: list[Work]
     batch: Batch
     pages: list[list[int]]  # of each work's sequence, as the batch knows them
+    ops: PassOps
     logits: mx.array
 
 
@@ -63,13 +77,13 @@ class Engine:
 
     Whoever calls `start` and `finish` has the time between them for other things; messages are obeyed before a start.
     Where `forward` does nothing but describe a pass (`lazy`), the next one is described while this one runs, and is
-    forgotten without a trace if things turn out otherwise.
+    forgotten if things turn out otherwise.
     """
 
     def __init__(
         self,
         model: Model,
-        ops_of: Callable[[Batch], Ops],
+        ops_of: Callable[[Batch], PassOps],
         cache: PageCache,
         limits: Limits,
         *,
@@ -123,6 +137,7 @@ class Engine:
         prompts = [work for work in following.works if not work.answers]
         cost = sum(self._pace.cost(work.sequence.computed, work.count) for work in prompts)
         started = self._clock()
+        following.ops.begin()
         mx.async_eval(following.logits)  # type: ignore[no-untyped-call]
         return Running(following, started, len(following.works) - len(prompts), cost)
 
@@ -173,14 +188,17 @@ class Engine:
     def _described(self, works: list[Work], ahead: int = 0) -> Pass:
         batch = Batch.of([work.span(ahead) for work in works])
         pages = [list(work.pages) for work in works]
-        return Pass(works, batch, pages, self._model.forward(self._ops_of(batch)))
+        ops = self._ops_of(batch)
+        return Pass(works, batch, pages, ops, self._model.forward(ops))
 
     def _following(self) -> Pass | None:
         """What was prepared, with the tokens that are known by now, if the pages are still those."""
         prepared, self._prepared = self._prepared, None
         if prepared is not None:
             self.cache.settle(0, COLD_BESIDE_DECODE)
-        if prepared is None or any(w.pages != pages for w, pages in zip(prepared.works, prepared.pages, strict=True)):
+        if prepared is None or prepared.ops.stale:
+            return None
+        if any(work.pages != pages for work, pages in zip(prepared.works, prepared.pages, strict=True)):
             return None
         prepared.batch.tokens[:] = [work.sequence.tokens[-1] for work in prepared.works]
         return prepared

@@ -11,22 +11,24 @@ from engine.batch import Batch
 from engine.builtin_ops import BuiltinOps, BuiltinPool
 from engine.builtin_weights import BuiltinLoader, activation_dtype, device_bytes
 from engine.child import Loaded
+from engine.chips import chip
 from engine.cores import default_threads
-from engine.engine import Engine, Limits
-from engine.memory import Room, free_memory, room_for
+from engine.device_memory import GPUMemory
+from engine.engine import Engine, Limits, PassOps
+from engine.memory import Room, free_memory, memory_need, room_for, token_bytes
 from engine.messages import EngineSpec
 from engine.metal import device as metal
 from engine.metal.attending import settled
 from engine.metal.ops import MetalOps
 from engine.metal.weights import MetalLoader
 from engine.pace import Pace, steepness
+from engine.placement import Placement, settle
 from kvcache.cache import PageCache
 from kvcache.disk import DiskTier
 from kvcache.pages import PAGE
 from kvcache.store import PageStore
 from models.config import ModelConfig, config_of
 from models.llama import Llama
-from models.ops import Ops
 from quant.checkpoint import Checkpoint
 from quant.errors import EngineError
 from quant.gguf_file import GGUFFile
@@ -36,11 +38,13 @@ from quant.open import open_checkpoint
 
 # Goes up with every change of a kernel's bits or a page's layout: pages on disk from before are not those of today.
 ARITHMETIC = 1
+# MLX's attention takes keys and values that lie together: pages are gathered for it, and it may want them in its order.
+GATHERED = 2
 DISK_BUDGET = 10 * 2**30  # bytes, where a folder is given and no budget
 
 Device = Literal["cpu", "builtin", "metal"]
 # Last, what tells the kernels apart that were chosen on machines of the same class.
-Side = tuple[Llama, Callable[[Batch], Ops], PageStore, str]
+Side = tuple[Llama, Callable[[Batch], PassOps], PageStore, str]
 
 # The types of pages. Quantised ones are bytes, which only our own kernels read.
 KV = {"f16": mx.float16, "bf16": mx.bfloat16, "f32": mx.float32}
@@ -54,9 +58,10 @@ class Brought:
     config: ModelConfig
     room: Room
     model: Llama
-    ops_of: Callable[[Batch], Ops]
+    ops_of: Callable[[Batch], PassOps]
     pages: PageStore
     device: str  # the class of device, within which equal requests get equal tokens
+    placement: Placement
 
 
 def load(spec: EngineSpec) -> Loaded:
@@ -69,8 +74,13 @@ def load(spec: EngineSpec) -> Loaded:
     steep = steepness(brought.config)
     made_by = f"{ARITHMETIC} {brought.device} {spec.kv} {PAGE}".encode()
     cache = PageCache(room.cache // PAGE, brought.pages, _tier(spec, brought), identity + made_by, steep)
-    engine = Engine(brought.model, brought.ops_of, cache, limits, pace=Pace(steep), lazy=brought.device == "cpu")
-    return Loaded(engine, brought.device)
+    engine = Engine(brought.model, brought.ops_of, cache, limits, pace=Pace(steep), lazy=_fills_in_late())
+    return Loaded(engine, brought.device, brought.placement)
+
+
+def _fills_in_late() -> bool:
+    """Tokens can be written into a pass that is described already: its arrays lie in memory that we share."""
+    return mx.default_device() == mx.Device(mx.cpu) or mx.metal.is_available()
 
 
 def _tier(spec: EngineSpec, brought: Brought) -> DiskTier | None:
@@ -85,9 +95,31 @@ def bring(spec: EngineSpec, checkpoint: GGUFFile | MLXFolder) -> Brought:
     device = _device(spec)
     if device != "cpu" and spec.kv not in KV:
         raise EngineError(f"--kv-format {spec.kv} is for the CPU device; here it can be {', '.join(KV)}")
-    room = room_for(config, _weights(device, spec, checkpoint), spec, free_memory())
+    weights = _weights(device, spec, checkpoint)
+    on_gpu = _on_gpu(device)
+    placement = settle(spec.prefill, chip() or "", _operations(checkpoint), weights, on_gpu=on_gpu)
+    room = _room_on_gpu(config, weights, spec) if on_gpu else room_for(config, weights, spec, free_memory())
     model, ops_of, pages, kernels = _SIDES[device](spec, config, checkpoint, room)
-    return Brought(config, room, model, ops_of, pages, _name(device) + kernels)
+    return Brought(config, room, model, ops_of, pages, _name(device) + kernels, placement)
+
+
+def _room_on_gpu(config: ModelConfig, weights: int, spec: EngineSpec) -> Room:
+    """As much as the GPU can hold, and MLX is told so before anything is loaded."""
+    memory = GPUMemory.of(mx.device_info())
+    room = room_for(config, weights, spec, memory.free, GATHERED)
+    memory.check_pool(room.cache * token_bytes(config, spec.kv) // config.layers)
+    gathered = GATHERED * spec.max_batch * room.context
+    limits = memory.limits(memory_need(config, weights, room.cache, spec.kv, spec.max_batch, gathered))
+    mx.set_memory_limit(limits.memory)
+    mx.set_cache_limit(limits.cache)
+    if mx.metal.is_available():
+        mx.set_wired_limit(limits.wired)
+    return room
+
+
+def _operations(checkpoint: Checkpoint) -> int:
+    """Of a token: a product and a sum for each weight of a matrix."""
+    return sum(2 * tensor.size for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1)
 
 
 def _device(spec: EngineSpec) -> Device:
@@ -100,8 +132,11 @@ def _device(spec: EngineSpec) -> Device:
 
 
 def _name(device: Device) -> str:
-    on_gpu = device == "builtin" and mx.default_device() == mx.Device(mx.gpu)
-    return "gpu" if on_gpu else device
+    return "gpu" if device == "builtin" and _on_gpu(device) else device
+
+
+def _on_gpu(device: Device) -> bool:
+    return device != "cpu" and mx.default_device() == mx.Device(mx.gpu)
 
 
 def _weights(device: Device, spec: EngineSpec, checkpoint: Checkpoint) -> int:

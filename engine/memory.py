@@ -1,10 +1,10 @@
 """Memory: what a model will need, what the machine has, and how many tokens of KV cache follow from both."""
 
-import ctypes
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.chips import machine_memory
 from engine.messages import EngineSpec
 from engine.pace import PREFILL
 from kvcache.pages import PAGE
@@ -14,6 +14,7 @@ from quant.errors import EngineError, NotEnoughMemory
 USUAL_CONTEXT = 32768  # where the model takes more: agents' prompts fit, and the cache of an 8B model is 4 GB
 LEAST_CONTEXT = 1024  # a model that gets less than this, unasked, is of no use
 SHARE = 0.9  # of what is free; the rest is for the machine's other work
+LARGE_MAC = 36 * 2**30
 CACHE_SHARE = 0.25  # of the room, beyond one sequence's cache
 
 _KV_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
@@ -56,14 +57,17 @@ def _head_bytes(width: int, kv: str) -> int:
     return 2 * width * _KV_BYTES[kv]
 
 
-def memory_need(config: ModelConfig, weights: int, cache: int, kv: str = "f16", max_batch: int = 16) -> Need:
-    """With weights of so many bytes and a cache for so many tokens."""
+def memory_need(
+    config: ModelConfig, weights: int, cache: int, kv: str = "f16", max_batch: int = 16, gathered: int = 0
+) -> Need:
+    """With weights of so many bytes, a cache for so many tokens, and so many whose pages attention gathers at once."""
     heads = config.attention.heads * config.attention.head_dim
     row = 4 * (4 * config.width + 4 * heads + 3 * config.ffn)  # float32 activations that live at once
     rows = PREFILL + max_batch  # of the largest pass
     logits = 8 * max_batch * config.vocab
     rope = 4 * min(cache, config.context) * config.attention.rope.dims
-    return Need(weights, cache * token_bytes(config, kv), rows * row + logits + rope)
+    copies = gathered * token_bytes(config, kv) // config.layers  # one layer after the other
+    return Need(weights, cache * token_bytes(config, kv), rows * row + logits + rope + copies)
 
 
 def check_fits(need: Need, free: int) -> None:
@@ -75,21 +79,29 @@ def check_fits(need: Need, free: int) -> None:
         )
 
 
-def room_for(config: ModelConfig, weights: int, spec: EngineSpec, free: int) -> Room:
-    """What was asked for, or else what the model takes and the machine has. Raises if that is not to be had."""
+def room_for(config: ModelConfig, weights: int, spec: EngineSpec, free: int, copies: int = 0) -> Room:
+    """What was asked for, or else what the model takes and the machine has. Raises if that is not to be had.
+
+    `copies` is how often a layer's keys and values lie in memory again while they are attended, all sequences' as long
+    as the longest one's.
+    """
     if spec.context is not None and spec.context > config.context:
         raise EngineError(f"a context of {spec.context} was asked for; the model was made for {config.context}")
     without = memory_need(config, weights, 0, spec.kv, spec.max_batch)
     token = token_bytes(config, spec.kv) + 4 * config.attention.rope.dims
-    room = int(SHARE * free - without.total) // token // PAGE * PAGE
+    spare = int(SHARE * free - without.total)
+    gathered = copies * spec.max_batch  # for each token of context
+    gathering = -(-gathered * token_bytes(config, spec.kv) // config.layers)
+    longest = spare // (token + gathering) // PAGE * PAGE
     usual = min(config.context, USUAL_CONTEXT)
-    context = spec.context or min(usual, max(room, LEAST_CONTEXT))
+    context = spec.context or min(usual, max(longest, LEAST_CONTEXT))
+    room = (spare - gathering * context) // token // PAGE * PAGE
     cache = _whole_pages(_asked_cache(config, spec) or max(context, int(CACHE_SHARE * room)))
     if cache < context and spec.context is None and spec.kv_memory is not None:
         context = cache
     if cache < context:
         raise EngineError(f"a context of {context} tokens does not fit in a cache of {cache}")
-    check_fits(memory_need(config, weights, cache, spec.kv, spec.max_batch), free)
+    check_fits(memory_need(config, weights, cache, spec.kv, spec.max_batch, gathered * context), free)
     return Room(context, cache)
 
 
@@ -129,12 +141,11 @@ def _container(group: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _darwin() -> int:
-    """Three quarters of the machine: what Metal recommends as a working set, and macOS makes room for."""
-    size = ctypes.c_uint64()
-    length = ctypes.c_size_t(8)
-    if ctypes.CDLL(None).sysctlbyname(b"hw.memsize", ctypes.byref(size), ctypes.byref(length), None, 0) != 0:
+    """What Metal recommends as a working set, and macOS makes room for: MLX, which knows, is not in this process."""
+    size = machine_memory()
+    if size == 0:
         raise EngineError("the machine does not say how much memory it has")
-    return size.value * 3 // 4
+    return size * 3 // 4 if size >= LARGE_MAC else size * 2 // 3
 
 
 def _whole_pages(tokens: int) -> int:

@@ -37,6 +37,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     cache_tokens: int | None = None  # tokens that all sequences together may keep in pages
     threads: int | None = None  # of the CPU; one for each fast physical core if not told
     device: Literal["auto", "cpu", "builtin"] = "auto"
+    prefill: Literal["auto", "cpu", "gpu"] = "auto"  # where prompts are computed
     kv: Literal["f16", "bf16", "f32", "q8", "q4"] = "f16"
     kv_memory: int | None = None  # bytes of pages; cache_tokens says the same in tokens
     kv_disk: str | None = None  # a folder for pages that went cold; they survive a restart
@@ -80,6 +81,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     page_size: int
     device: str
     seconds: float
+    prefill: Literal["cpu", "gpu"] = "cpu"  # where prompts are computed,
+    reason: str = ""  # and why
 
 
 class Fault(msgspec.Struct, frozen=True, tag=True):

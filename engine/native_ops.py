@@ -63,6 +63,12 @@ class NativeOps:
         )
         self._picks_all = np.array_equal(batch.picks, np.arange(len(batch.tokens)))
 
+    @property
+    def stale(self) -> bool:
+        return False  # pages are written in place, by the pass itself
+
+    def begin(self) -> None: ...
+
     def embed(self, table: Matrix) -> mx.array:
         return _native.embed(self._batch.ids, panels(table))
 

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 
+from engine.command_buffers import environment
 from engine.frames import FROM_ENGINE, HEAD, frame
 from engine.messages import EngineSpec, Fault, FromEngine, Ready, Stop, ToEngine
 from quant.errors import EngineError, ModelFileError, ModelFormatError, NotEnoughMemory, PunaError, UnsupportedModel
@@ -108,7 +109,7 @@ async def _spawn(program: str, link: int) -> asyncio.subprocess.Process:
         pass_fds=(link,),
         stdin=asyncio.subprocess.DEVNULL,
         process_group=0,  # a Ctrl-C is the server's to hear, even before the child can ignore it
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=os.environ | environment() | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
 
 

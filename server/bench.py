@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from engine import command_buffers
 from engine.bench_report import Asked, Report
 from engine.messages import EngineSpec, Fault
 from engine.process import error_of
@@ -36,7 +37,7 @@ def bench(asked: Asked, *, json: bool) -> None:
 
 def measure(asked: Asked) -> Report:
     """By a process of its own: weights and what may crash with them never come into this one."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | command_buffers.environment() | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-P", "-c", PROGRAM]
     question = msgspec.json.encode(asked)
     # In a group of its own: a Ctrl-C is ours to hear, and `run` then kills it.

@@ -81,6 +81,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=["auto", "cpu", "builtin"], default="auto", help="builtin: MLX's own kernels"
     )
+    _add_prefill(parser)
+
+
+def _add_prefill(parser: argparse.ArgumentParser) -> None:
+    what = "where prompts are computed (default auto: by the rates of this chip; see docs/placement.md)"
+    parser.add_argument("--prefill", choices=["auto", "gpu", "cpu"], default="auto", help=what)
 
 
 def _add_kv_format(parser: argparse.ArgumentParser) -> None:
@@ -190,6 +196,7 @@ def _spec(model: Path, options: argparse.Namespace, max_batch: int) -> EngineSpe
         context=options.ctx,
         threads=options.threads,
         device=options.device,
+        prefill=options.prefill,
         kv=options.kv_format,
         kv_memory=options.kv_memory,
         kv_disk=None if options.kv_disk is None else str(options.kv_disk.absolute()),
@@ -260,7 +267,8 @@ def _serve_arguments(options: argparse.Namespace) -> list[str]:
     arguments = [str(model.absolute()) for model in options.models]
     arguments += ["--host", options.host, "--port", str(options.port), "--grace", f"{options.grace:g}"]
     arguments += ["--max-batch", str(options.max_batch), "--queue", str(options.queue)]
-    arguments += ["--kv-format", options.kv_format, "--device", options.device]
+    arguments += ["--kv-format", options.kv_format]
+    arguments += ["--device", options.device, "--prefill", options.prefill]
     given = {
         "--ctx": options.ctx,
         "--threads": options.threads,

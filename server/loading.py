@@ -35,6 +35,7 @@ async def open_models(paths: Sequence[Path], like: EngineSpec) -> Store:
             models.append(Served(name_of(path), card, await EngineClient.start(replace(like, path=str(path)))))
             ready, name = models[-1].engine.ready, models[-1].name
             _log.info("%s: %d tokens of context, %s, %.1f s", name, ready.context, ready.device, ready.seconds)
+            _log.info("%s: prompts on the %s: %s", name, ready.prefill.upper(), ready.reason)
     except BaseException:
         for served in models:
             await served.engine.close()

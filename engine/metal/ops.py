@@ -51,7 +51,7 @@ class MetalOps(BuiltinOps):
         return product if linear.bias is None else product + linear.bias.astype(product.dtype)
 
     def _seen(self, layer: int, q: mx.array) -> list[mx.array]:
-        pages = self.pool.layers[layer]
+        pages = self._writing.pages(layer)
         return [*super()._seen(layer, q), *(paging(q, pages, self._scale) for paging in self._paging)]
 
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from engine.child import Loaded, main
 from engine.messages import EngineSpec
+from engine.placement import Placement
 from models.ops import Ops
 from quant.errors import ModelFormatError, NotEnoughMemory, UnsupportedModel
 from tests.engine.hash_model import HashModel, engine_of
@@ -45,7 +46,7 @@ def load(spec: EngineSpec) -> Loaded:
 
 
 def good(spec: EngineSpec) -> Loaded:
-    return Loaded(engine_of(PAGES, spec.max_batch, spec.context)[0], "hash")
+    return Loaded(engine_of(PAGES, spec.max_batch, spec.context)[0], "hash", Placement("cpu", "the model is there"))
 
 
 def good_once(spec: EngineSpec) -> Loaded:

@@ -1,6 +1,7 @@
 """A model without weights whose logits are a hash of the history, read back from the pages it was written to."""
 
 import hashlib
+from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
@@ -8,7 +9,7 @@ import msgspec
 import numpy as np
 
 from engine.batch import Batch
-from engine.engine import Engine, Limits
+from engine.engine import Engine, Limits, PassOps
 from engine.messages import Delta, Sampling, Submit
 from engine.pace import PREFILL, Pace
 from kvcache.cache import PageCache
@@ -17,6 +18,20 @@ from kvcache.tier import Tier
 from models.ops import Ops
 
 VOCAB = 96
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A batch in place of the verbs that a model would ask: this one computes by itself, and writes as it does."""
+
+    batch: Batch
+    stale: bool = False
+
+    def begin(self) -> None: ...
+
+
+def handed(batch: Batch) -> PassOps:
+    return cast(PassOps, Handed(batch))
 
 
 class HashModel:
@@ -40,7 +55,7 @@ class HashModel:
         self._pages[page] = np.frombuffer(content, np.int32)
 
     def forward(self, ops: Ops) -> mx.array:
-        batch = cast(Batch, ops)  # the engine hands over what `ops_of` gave it
+        batch = cast(Handed, ops).batch  # the engine hands over what `ops_of` gave it
         self.passes.append(batch)
         for i, past in enumerate(batch.past):
             rows = slice(batch.starts[i], batch.starts[i + 1])
@@ -69,7 +84,7 @@ def engine_of(
     model = HashModel(pages)
     limits = Limits(context=context or pages * PAGE, vocab=VOCAB, max_batch=max_batch)
     cache = PageCache(pages, model, tier, b"hash")
-    return Engine(model, lambda batch: cast(Ops, batch), cache, limits, pace=Chunks(chunk)), model
+    return Engine(model, handed, cache, limits, pace=Chunks(chunk)), model
 
 
 class Chunks(Pace):

@@ -79,7 +79,9 @@ def test_writing_keys_and_values_copies_no_pool(rows: int) -> None:
         ops = BuiltinOps(config, pool, batch, mx.float16)
         q = mx.ones((rows, 512), mx.float16)
         k = mx.ones((rows, 256), mx.float16)
-        mx.eval([ops.attend(layer, q, k, k, None) for layer in range(config.layers)])
+        mixed = [ops.attend(layer, q, k, k, None) for layer in range(config.layers)]
+        ops.begin()
+        mx.eval(mixed)
 
     step()  # the first may allocate what later ones reuse
     mx.synchronize()
@@ -101,6 +103,8 @@ def test_a_second_reference_to_the_pool_does_copy_it() -> None:
     mx.reset_peak_memory()
     kept = pool.layers[0][:]
     ops = BuiltinOps(config, pool, batch, mx.float16)
-    mx.eval(ops.attend(0, mx.ones((1, 512)), mx.ones((1, 256)), mx.ones((1, 256)), None))
+    mixed = ops.attend(0, mx.ones((1, 512)), mx.ones((1, 256)), mx.ones((1, 256)), None)
+    ops.begin()
+    mx.eval(mixed)
     assert mx.get_peak_memory() - before >= pool.layers[0].nbytes, "so the law above measures what it says"
     assert float(kept[3 * 32, 0, 0, 0]) == 0.0

@@ -15,7 +15,7 @@ from kvcache.cache import PageCache
 from kvcache.pages import PAGE
 from kvcache.tier import Fetched
 from models.ops import Ops
-from tests.engine.hash_model import VOCAB, Chunks, HashModel, alone
+from tests.engine.hash_model import VOCAB, Chunks, HashModel, alone, handed
 from tests.kvcache.written import MemoryTier
 
 CONTEXT = 8 * PAGE
@@ -112,7 +112,7 @@ class EngineAgainstAlone(RuleBasedStateMachine):
         model = HashModel(self.pages)
         return Engine(
             LazyModel(model),
-            lambda batch: cast(Ops, batch),
+            handed,
             PageCache(self.pages, model, self.tier, b"hash", steep=0.01),
             Limits(CONTEXT, VOCAB, self.max_batch),
             pace=Chunks(self.chunk),

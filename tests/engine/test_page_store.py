@@ -49,7 +49,9 @@ class Builtin:
 
     def logits(self, tokens: list[int], past: int, pages: list[int]) -> bytes:
         batch = Batch.of([Span(tokens, past, pages, wants_logits=True)])
-        logits = self._model.forward(BuiltinOps(self._model.config, self.pool, batch, mx.float32))
+        ops = BuiltinOps(self._model.config, self.pool, batch, mx.float32)
+        logits = self._model.forward(ops)
+        ops.begin()
         return np.array(logits.astype(mx.float32)).tobytes()
 
 

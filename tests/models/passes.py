@@ -31,7 +31,9 @@ class Runner:
     def step(self, spans: Sequence[Span]) -> Floats:
         """Logits (P, V) of one pass."""
         ops = BuiltinOps(self.config, self.pool, Batch.of(spans), self.dtype)
-        return np.array(self.model.forward(ops).astype(mx.float32))
+        logits = self.model.forward(ops).astype(mx.float32)
+        ops.begin()
+        return np.array(logits)
 
     def last_logits(self, tokens: Sequence[int], chunks: Sequence[int], pages: Sequence[int]) -> list[Floats]:
         """The logits (V,) after each chunk; the chunks are the whole of tokens."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from server.cli import _parsed, _parser, _spec, run
+from server.cli import _parsed, _parser, _serve_arguments, _spec, run
 from server.loading import name_of
 
 CHECKOUT = Path(__file__).parents[2]
@@ -109,6 +109,14 @@ def test_the_cache_is_as_the_options_say(tmp_path: Path, monkeypatch: pytest.Mon
     assert (spec.kv_disk, spec.kv_disk_budget) == (str(tmp_path / "cold"), 10 * 2**30)
     plain = _spec(Path("m.gguf"), parsed("serve"), 4)
     assert (plain.kv, plain.kv_memory, plain.kv_disk, plain.kv_disk_budget) == ("f16", None, None, None)
+
+
+def test_prompts_go_where_the_options_say() -> None:
+    for where in ("auto", "gpu", "cpu"):
+        options = parsed("serve", "m.gguf", "--prefill", where)
+        assert _spec(Path("m.gguf"), options, 4).prefill == where
+        assert ["--prefill", where] == _serve_arguments(options)[-2:]
+    assert _spec(Path("m.gguf"), parsed("run", "m.gguf"), 1).prefill == "auto"
 
 
 def test_a_budget_of_no_folder_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
