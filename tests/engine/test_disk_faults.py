@@ -185,11 +185,13 @@ async def killed_again_and_again(path: Path, answers: Answers, disk: Path) -> No
             state = (await client.report()).cache.disk
             assert state is not None
             restored += state.restored
-            assert client.pid is not None
-            os.kill(client.pid, signal.SIGKILL)
+            killed = client.pid
+            assert killed is not None
+            os.kill(killed, signal.SIGKILL)
             said = await asyncio.wait_for(asyncio.gather(*asking), LONGEST)
             lost += said.count(None)
             assert all(one in (None, answers[submit.id]) for submit, one in zip(order, said, strict=True))
+            await asyncio.wait_for(another(client, killed), LONGEST)
         assert [await asyncio.wait_for(tokens(client, submit), LONGEST) for submit in ASKED] == answers
         report = await client.report()
         assert (report.requests, report.cache.held) == ((), 0)
@@ -199,6 +201,12 @@ async def killed_again_and_again(path: Path, answers: Answers, disk: Path) -> No
         assert lost > 0, "no kill came while there was work"
     finally:
         await client.close()
+
+
+async def another(client: EngineClient, killed: int) -> None:
+    """There is another engine. A death is noticed a moment later, and what is asked in that moment is lost with it."""
+    while client.pid == killed or not client.alive:
+        await asyncio.sleep(0.005)
 
 
 async def tokens(client: EngineClient, asked: Submit) -> list[Sampled] | None:
