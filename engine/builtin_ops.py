@@ -134,7 +134,7 @@ class BuiltinOps:
         self._turns = pool.turns[mx.array(batch.positions)]
         members = np.arange(len(batch.past), dtype=np.int32) if gathered is None else gathered
         alike = _of_equal_length(np.diff(batch.starts), members)
-        self._groups = [_group(batch, pool, members, self.shape) for members in alike]
+        self._groups = [_group(batch, pool, some, self.shape) for some in alike]
         self._back = back_to_rows([np.array(group.rows).reshape(-1) for group in self._groups])
 
     @property

@@ -132,10 +132,10 @@ def _device(spec: EngineSpec) -> Device:
 
 
 def _name(device: Device) -> str:
-    return "gpu" if device == "builtin" and _on_gpu(device) else device
+    return "gpu" if _on_gpu(device) else device
 
 
-def _on_gpu(device: Device) -> bool:
+def _on_gpu(device: str) -> bool:
     return device != "cpu" and mx.default_device() == mx.Device(mx.gpu)
 
 
@@ -184,7 +184,7 @@ def _on_builtin(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, r
 def _on_metal(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, room: Room) -> Side:
     dtype = _builtin_dtype(spec, checkpoint)
     supervisor = metal.supervisor()
-    attending, chosen = settled(supervisor, config, dtype, KV[spec.kv])
+    attending, chosen = settled(supervisor, config.attention, dtype, KV[spec.kv])
     loader = MetalLoader(dtype, supervisor, chosen=chosen)
     loader.settle(checkpoint)
     model = Llama.load(config, checkpoint, loader)

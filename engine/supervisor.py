@@ -10,7 +10,7 @@ import time
 
 from engine.candidates import Candidate, Operation, T
 from engine.judging import Clock, Fault, fault_of, judged
-from engine.verdicts import Fate, Finding, VerdictFile
+from engine.verdicts import Fate, Finding, Verdict, VerdictFile
 
 _log = logging.getLogger(__name__)
 
@@ -27,13 +27,22 @@ class Supervisor:
 
     def choice(self, operation: Operation[T]) -> Candidate[T]:
         if operation.key not in self._settled:
-            self._settled[operation.key] = self._spot_checked(operation, self._known(operation))
+            self._settled[operation.key] = self._found(operation)
         chosen = self._settled[operation.key].chosen
         return next(c for c in operation.candidates if c.name == chosen)
 
     def finding(self, operation: Operation[T]) -> Finding:
         self.choice(operation)
         return self._settled[operation.key]
+
+    def _found(self, operation: Operation[T]) -> Finding:
+        try:
+            return self._spot_checked(operation, self._known(operation))
+        except Exception as thrown:  # trials that cannot be made are no reason not to serve
+            _log.exception(
+                "%s: %s computes, for candidates cannot be tried", operation.key, operation.candidates[0].name
+            )
+            return _untried(operation, f"{type(thrown).__name__}: {thrown}")
 
     def _known(self, operation: Operation[T]) -> Finding:
         known = self._file.read()
@@ -75,3 +84,9 @@ class Supervisor:
 
 def sources(operation: Operation[T]) -> dict[str, str]:
     return {candidate.name: candidate.source for candidate in operation.candidates}
+
+
+def _untried(operation: Operation[T], reason: str) -> Finding:
+    first, *others = operation.candidates
+    out = [Verdict(candidate.name, candidate.source, Fate.UNTRIED, reason) for candidate in others]
+    return Finding((Verdict(first.name, first.source, Fate.CHOSEN), *out))

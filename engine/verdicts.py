@@ -28,6 +28,7 @@ class Fate(Enum):
     THROWS = "throws"
     DIFFERS = "differs"
     VARIES = "a row's bits hang on its batch"
+    UNTRIED = "could not be tried"
     LOST = "the process ended while it was tried"
 
 

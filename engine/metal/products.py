@@ -73,6 +73,14 @@ def _call(product: Few | Many, plan: Plan) -> Call:
 
 
 @dataclass(frozen=True)
+class Laid:
+    """Weights on the device, as some ways share them."""
+
+    arrays: tuple[mx.array, ...]
+    builtin: BuiltinMatrix | None
+
+
+@dataclass(frozen=True)
 class Way:
     """A candidate: how weights lie, and of the kernels that read them which one each class uses; None is MLX."""
 
@@ -86,16 +94,18 @@ class Way:
 
     def hold(self, tensor: Tensor) -> Held:
         """The matrix on the device; throws where the kernels do not take its shape."""
-        rows, cols = tensor.shape
-        name = NAMES[self.dtype]
+        return self._over(self._laid(tensor), tensor.shape[0], tensor.shape[1])
+
+    def _laid(self, tensor: Tensor) -> Laid:
         if self.blocks:
-            assert isinstance(self.row, Format)
-            builtin, read = None, reading(self.row)
-            arrays: tuple[mx.array, ...] = (mx.array(tensor.planes[0].read().reshape(rows, -1)),)
-        else:
-            builtin = BuiltinLoader(self.dtype).matrix(tensor)
-            arrays = builtin.arrays
-            read = _reading_of(self.row, arrays)
+            return Laid((mx.array(tensor.planes[0].read().reshape(tensor.shape[0], -1)),), None)
+        builtin = BuiltinLoader(self.dtype).matrix(tensor)
+        return Laid(builtin.arrays, builtin)
+
+    def _over(self, laid: Laid, rows: int, cols: int) -> Held:
+        arrays, builtin = laid.arrays, laid.builtin
+        read = _reading_of(self.row, arrays) if builtin else _reading_of_blocks(self.row)
+        name = NAMES[self.dtype]
         return Held(
             rows=rows,
             cols=cols,
@@ -158,15 +168,16 @@ class Way:
         return self._held(trial.weights).times(mx.array(trial.x).astype(self.dtype), trial.phase)
 
     def _held(self, weights: Weights) -> Held:
-        found: Held = weights.held(self.name, self.hold)
-        return found
+        return self._over(weights.held(self._layout, self._laid), *weights.tensor.shape)
+
+    @property
+    def _layout(self) -> str:
+        return "blocks" if self.blocks else "mlx"
 
     def _copies(self, trial: Product) -> list[Held]:
         count = max(1, min(16, int(_CACHES / self._held(trial.weights).nbytes)))
-        found: list[Held] = trial.weights.held(
-            f"{self.name} copies", lambda tensor: [self.hold(tensor) for _ in range(count)]
-        )
-        return found
+        copies = trial.weights.held(f"{self._layout} copies", lambda tensor: [self._laid(tensor) for _ in range(count)])
+        return [self._over(laid, *trial.weights.tensor.shape) for laid in copies]
 
 
 def ways(row: Format | Affine, dtype: mx.Dtype, launch: Launch = launched) -> list[Way]:
@@ -262,6 +273,11 @@ def _affine_of(row: Format | Affine) -> Affine | None:
     if isinstance(row, Affine):
         return row
     return AFFINE[row.name].format if row.name in AFFINE else None
+
+
+def _reading_of_blocks(row: Format | Affine) -> Reading:
+    assert isinstance(row, Format), "planes are no blocks"
+    return reading(row)
 
 
 def _reading_of(row: Format | Affine, arrays: Sequence[mx.array]) -> Reading:

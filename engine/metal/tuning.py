@@ -2,17 +2,20 @@
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 import msgspec
 
 from engine.kernel_report import KernelReport
+from engine.metal import attending, products
 from engine.metal.device import supervisor, usable, verdict_file
-from engine.metal.products import Subject, operation
+from engine.supervisor import Supervisor
 
 # What most models are made of, for a machine on which nothing was tried yet.
-COMMON = [f"product {kind} large float16" for kind in ("q4_k", "q6_k", "q8_0", "affine4_64-f16")]
+COMMON = [f"product {kind} large float16" for kind in ("q4_k", "q6_k", "affine4_64-f16")]
+COMMON += [f"attention {phase} 32/8x128 window None float16 over float16" for phase in ("decode", "prompt")]
 
 
 def main() -> None:
@@ -26,20 +29,27 @@ def report(*, retune: bool) -> KernelReport:
         return KernelReport(None, version("mlx"), None, {})
     file = verdict_file()
     if retune:
-        subjects = subjects_of(file.read().findings.keys() or COMMON)
+        keys = list(file.read().findings) or COMMON
         fresh = supervisor(retune=True)
-        for subject in subjects:
-            fresh.choice(operation(subject))
+        for key in keys:
+            tried(fresh, key)
     path = None if file.path is None else str(file.path)
     return KernelReport(file.machine.chip, version("mlx"), path, file.read().findings)
 
 
-def subjects_of(keys: Iterable[str]) -> list[Subject]:
-    """Names of an older version that mean nothing any more are left out."""
-    found = []
-    for key in keys:
-        try:
-            found.append(Subject.named(key))
-        except (KeyError, ValueError):
-            logging.info("%s: unknown, left out", key)
-    return found
+def tried(fresh: Supervisor, key: str) -> None:
+    """A name of an older version, which means nothing any more, is left out."""
+    try:
+        tune = _attention(fresh, key) if key.startswith("attention") else _product(fresh, key)
+    except (KeyError, ValueError):
+        logging.info("%s: unknown, left out", key)
+        return
+    tune()
+
+
+def _attention(fresh: Supervisor, key: str) -> Callable[[], object]:
+    return partial(fresh.choice, attending.named(key))
+
+
+def _product(fresh: Supervisor, key: str) -> Callable[[], object]:
+    return partial(fresh.choice, products.operation(products.Subject.named(key)))

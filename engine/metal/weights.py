@@ -12,8 +12,7 @@ from quant.checkpoint import Checkpoint, Tensor
 
 @dataclass
 class MetalLoader:
-    """Asks the supervisor once for each operation. `chosen` is what it answered, here and of
-    attention: name and source."""
+    """Asks the supervisor for each operation. `chosen` is what it answered, of attention too: name and source."""
 
     dtype: mx.Dtype
     supervisor: Chooser

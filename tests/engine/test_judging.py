@@ -147,6 +147,21 @@ def test_a_machine_that_slows_down_meanwhile_slows_all() -> None:
     assert verdict([*pair]).chosen == "old"
 
 
+def test_every_round_is_begun_by_another() -> None:
+    clock = Clock()
+    begun: list[str] = []
+
+    class Noted(Fake):
+        def burst(self, trial: FakeTrial, times: int) -> None:
+            super().burst(trial, times)
+            begun.extend([self.name] * (trial.name == "step"))
+
+    verdict([Noted(name, clock) for name in ("a", "b", "c")])
+    laps = begun[-3 * ROUNDS :]
+    assert [laps[at] for at in range(0, len(laps), 3)] == ["a", "b", "c"] * (ROUNDS // 3)
+    assert all(sorted(laps[at : at + 3]) == ["a", "b", "c"] for at in range(0, len(laps), 3))
+
+
 def test_a_hopeless_candidate_is_timed_only_for_some_rounds() -> None:
     clock = Clock()
     spent: list[float] = []

@@ -42,7 +42,7 @@ class Side:
             self.config = config_of(checkpoint)
             self.model = Llama.load(self.config, checkpoint, self.loader)
         self.pool, self.dtype = BuiltinPool(self.config, 16, PAGE, dtype), dtype
-        self.attending = settled(Always("paged"), self.config, dtype, dtype, on_host)[0] if way else None
+        self.attending = settled(Always("paged"), self.config.attention, dtype, dtype, on_host)[0] if way else None
 
     def ops_of(self, batch: Batch) -> BuiltinOps:
         if self.attending is None:
@@ -50,7 +50,10 @@ class Side:
         return MetalOps(self.config, self.pool, batch, self.dtype, self.attending)
 
     def step(self, *spans: Span) -> npt.NDArray[np.float32]:
-        return np.array(self.model.forward(self.ops_of(Batch.of(spans))).astype(F32))
+        ops = self.ops_of(Batch.of(spans))
+        logits = self.model.forward(ops).astype(F32)
+        ops.begin()
+        return np.array(logits)
 
     def answers(self, prompts: list[list[int]], length: int) -> list[list[int]]:
         limits = Limits(context=256, vocab=self.config.vocab, max_batch=4)

@@ -12,7 +12,7 @@ import pytest
 
 from engine.supervisor import Supervisor
 from engine.verdicts import Fate, Known, Machine, VerdictFile, cache_folder, hashed
-from tests.engine.fake_candidates import Clock, Fake, always, operation
+from tests.engine.fake_candidates import Clock, Fake, FakeTrial, always, operation
 
 HERE = Machine("Apple M9", "0.32.4", "Darwin 27.0")
 
@@ -240,6 +240,30 @@ def test_a_candidate_with_which_a_process_ended_is_not_tried_again(world: World)
 
 def test_a_process_that_ended_with_the_baseline_blames_nobody(world: World) -> None:
     world.file.tries("sum", "old")
+    assert world.chosen() == "new"
+    assert [verdict.fate for verdict in world.file.read().findings["sum"].verdicts] == [Fate.SLOWER, Fate.CHOSEN]
+
+
+def test_trials_that_cannot_be_made_leave_the_baseline_and_no_verdict(world: World) -> None:
+    def none() -> list[FakeTrial]:
+        raise MemoryError("no room")
+
+    wanted = replace(operation([world.old, world.new]), trials=none)
+    finding = Supervisor(world.file, world.clock).finding(wanted)
+    assert finding.chosen == "old"
+    assert finding.verdicts[1].fate is Fate.UNTRIED
+    assert finding.verdicts[1].reason == "MemoryError: no room"
+    assert world.file.read().findings == {}
+    assert world.chosen() == "new"
+
+
+def test_a_spot_check_that_cannot_be_made_leaves_the_baseline_for_this_process(world: World) -> None:
+    def none() -> list[FakeTrial]:
+        raise MemoryError("no room")
+
+    world.chosen()
+    wanted = replace(operation([world.old, world.new]), spot=none)
+    assert Supervisor(world.file, world.clock).choice(wanted) is world.old
     assert world.chosen() == "new"
 
 
