@@ -132,10 +132,10 @@ def _device(spec: EngineSpec) -> Device:
 
 
 def _name(device: Device) -> str:
-    return "gpu" if _on_gpu(device) else device
+    return "gpu" if device == "builtin" and _on_gpu(device) else device
 
 
-def _on_gpu(device: str) -> bool:
+def _on_gpu(device: Device) -> bool:
     return device != "cpu" and mx.default_device() == mx.Device(mx.gpu)
 
 

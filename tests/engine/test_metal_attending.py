@@ -6,9 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from engine.batch import Batch, Span
 from engine.candidates import Floats
 from engine.judging import fault_of
 from engine.metal.attending import Attended, Attender, World, named, operation
+from engine.metal.paging import members_of
 from engine.metal.trials import Phase
 from engine.supervisor import Supervisor
 from engine.verdicts import Fate, Machine, VerdictFile
@@ -91,3 +93,10 @@ def test_a_key_says_what_it_is_of(phase: Phase, window: int | None) -> None:
 def test_a_key_of_something_else_is_refused(key: str) -> None:
     with pytest.raises((KeyError, ValueError)):
         named(key)
+
+
+def test_a_sequence_that_brings_one_token_decodes_and_others_are_prompts() -> None:
+    spans = [Span([1] * n, past, [0], wants_logits=True) for n, past in ((2, 0), (1, 5), (3, 1), (1, 0))]
+    found = members_of(Batch.of(spans))
+    assert found[Phase.DECODE].tolist() == [1, 3]
+    assert found[Phase.PROMPT].tolist() == [0, 2]
