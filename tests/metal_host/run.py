@@ -28,16 +28,18 @@ class KernelError(Exception):
 
 @dataclass(frozen=True)
 class Order:
-    """What the language leaves open: the results of a good kernel do not hang on it.
+    """What the language leaves open: the results of a good kernel do not hang on it, or stay within its bound.
 
     `sums` is the seed of an order of summation within a simdgroup (0: a butterfly), `reverse` runs threadgroups and
-    lanes last first, `contract` fuses a * b + c, `flush` takes subnormal floats for zero.
+    lanes last first, `contract` fuses a * b + c, `flush` takes subnormal floats for zero, `ulps` is how far exp, log,
+    rsqrt and their like may be from the nearest float.
     """
 
     sums: int = 0
     reverse: bool = False
     contract: bool = False
     flush: bool = False
+    ulps: int = 0
 
 
 class _Launch(ctypes.Structure):
@@ -48,6 +50,7 @@ class _Launch(ctypes.Structure):
         ("sums", ctypes.c_uint32),
         ("reverse", ctypes.c_uint32),
         ("flush", ctypes.c_uint32),
+        ("ulps", ctypes.c_uint32),
     )
 
 
@@ -171,7 +174,7 @@ def run(
     assert 0 < np.prod(group) <= 1024, f"{kernel.name}: {group} threads in a threadgroup"
     groups = [-(-g // t) for g, t in zip(grid, group, strict=True)]
     triple = ctypes.c_uint32 * 3
-    launch = _Launch(triple(*grid), triple(*group), triple(*groups), order.sums, order.reverse, order.flush)
+    launch = _Launch(triple(*grid), triple(*group), triple(*groups), order.sums, order.reverse, order.flush, order.ulps)
     message = ctypes.create_string_buffer(1024)
     result = _Result(ctypes.cast(message, ctypes.c_char_p), len(message), 0)
     given = (_Given * len(buffers))(*(buffer.given() for buffer in buffers))

@@ -46,7 +46,7 @@ def own_arrays(source: str) -> str:
 REWRITTEN = {
     r"(?<![\w.])(\d+(?:\.\d*)?(?:e[-+]?\d+)?)h\b": r"((half)\1)",  # 1.0h
     rf"\b({VECTOR}) (\w+)\((?=[^;{{}}]*\)\s*;)": r"\1 \2 = \1(",  # float2 r(1, 2);
-    rf"\(\s*((?:{WORD}\s+)*[A-Za-z_][\w:]*(?:<[^<>()]*>)?(?:\s+{WORD})*\s*\*)\s*\)(?=\s*[\w(&*])": r"as<\1>() ->* ",
+    rf"\(\s*((?:{WORD}\s+)*[A-Za-z_][\w:]*(?:<[^<>()]*>)?(?:\s+{WORD})*\s*\*)\s*\)(?=\s*[\w(&*])": r"space_cast<\1>() ->* ",
     r"\[\[(?:kernel|host_name\([^()]*\)|buffer\(\d+\))\]\]": "",
     r"#\s*(?:pragma|include)[^\n]*": "",
 }

@@ -169,3 +169,18 @@ def test_subnormal_floats_are_zero_when_asked_as_on_a_gpu() -> None:
     assert set(computed("  y[i] = x[i] * 0x1p20f;", x, order=Order(flush=True))) == {0}
     tiny = np.full(32, 2.0**-24, np.float16)
     assert set(computed("  y[i] = x[i] + x[i];", tiny, order=Order(flush=True))) == {np.float32(2.0**-23)}
+
+
+def test_functions_are_the_nearest_float_or_as_far_off_as_asked() -> None:
+    """MSL specification, 8: exp and its like are right to some units of the last place, not to the last bit."""
+    x = SEED.uniform(-9, 9, 4096).astype(np.float32)
+    nearest = np.exp(x.astype(np.float64)).astype(np.float32)
+    np.testing.assert_array_equal(computed("  y[i] = exp(x[i]);", x), nearest)
+    off = computed("  y[i] = exp(x[i]);", x, order=Order(ulps=3)).view(np.int32) - nearest.view(np.int32)
+    assert set(off) == set(range(-3, 4))
+    again = computed("  y[i] = exp(x[4095 - i]);", x, order=Order(ulps=3))[::-1]
+    np.testing.assert_array_equal(again.view(np.int32) - nearest.view(np.int32), off)
+    special = np.array([-np.inf, np.inf, np.nan, -1000] * 2, np.float32)
+    np.testing.assert_array_equal(
+        computed("  y[i] = exp(x[i]);", special, order=Order(ulps=3)), [0, np.inf, np.nan, 0] * 2
+    )

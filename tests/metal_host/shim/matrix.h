@@ -57,19 +57,23 @@ template <class T, class P>
 void simdgroup_load(simdgroup_matrix<T, 8, 8> &m, const P *from, ulong elements_per_row = 8, ulong2 origin = ulong2(0),
                     bool transposed = false, METAL_HOST_HERE) {
     static_assert(std::is_same_v<std::remove_cv_t<P>, T>, "a matrix is loaded from its own type");
-    metal_host::gather("simdgroup_load", {file, line}, char{}, metal_host::fingerprint(from, elements_per_row, origin, transposed));
+    const auto same = metal_host::fingerprint(from, elements_per_row, origin, transposed);
+    metal_host::gather("simdgroup_load", {file, line}, char{}, same);
     for (unsigned i = 0; i < 2; i++) {
         const unsigned row = m.row(), column = m.column() + i;
-        m.thread_elements()[i] = from[(origin.y + (transposed ? column : row)) * elements_per_row + origin.x + (transposed ? row : column)];
+        const ulong down = origin.y + (transposed ? column : row), across = origin.x + (transposed ? row : column);
+        m.thread_elements()[i] = from[down * elements_per_row + across];
     }
 }
 template <class T>
 void simdgroup_store(const simdgroup_matrix<T, 8, 8> &m, T *to, ulong elements_per_row = 8, ulong2 origin = ulong2(0),
                      bool transposed = false, METAL_HOST_HERE) {
-    metal_host::gather("simdgroup_store", {file, line}, char{}, metal_host::fingerprint(to, elements_per_row, origin, transposed));
+    const auto same = metal_host::fingerprint(to, elements_per_row, origin, transposed);
+    metal_host::gather("simdgroup_store", {file, line}, char{}, same);
     for (unsigned i = 0; i < 2; i++) {
         const unsigned row = m.row(), column = m.column() + i;
-        to[(origin.y + (transposed ? column : row)) * elements_per_row + origin.x + (transposed ? row : column)] = m.thread_elements()[i];
+        const ulong down = origin.y + (transposed ? column : row), across = origin.x + (transposed ? row : column);
+        to[down * elements_per_row + across] = m.thread_elements()[i];
     }
 }
 
@@ -80,7 +84,8 @@ void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8> &d, const simdgroup
                                    const simdgroup_matrix<B, 8, 8> &b, const simdgroup_matrix<C, 8, 8> &c, METAL_HOST_HERE) {
     using M = simdgroup_matrix<D, 8, 8>;
     using Pair = metal_host::Pair<vec<A, 2>, vec<B, 2>>;
-    const auto all = metal_host::gather("simdgroup_multiply_accumulate", {file, line}, Pair{a.thread_elements(), b.thread_elements()});
+    const Pair mine = {a.thread_elements(), b.thread_elements()};
+    const auto all = metal_host::gather("simdgroup_multiply_accumulate", {file, line}, mine);
     vec<D, 2> out;
     for (unsigned i = 0; i < 2; i++) {
         float sum = float(c.thread_elements()[i]);
@@ -95,10 +100,12 @@ void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8> &d, const simdgroup
     d.thread_elements() = out;
 }
 template <class D, class A, class B>
-void simdgroup_multiply(simdgroup_matrix<D, 8, 8> &d, const simdgroup_matrix<A, 8, 8> &a, const simdgroup_matrix<B, 8, 8> &b, METAL_HOST_HERE) {
+void simdgroup_multiply(simdgroup_matrix<D, 8, 8> &d, const simdgroup_matrix<A, 8, 8> &a,
+                        const simdgroup_matrix<B, 8, 8> &b, METAL_HOST_HERE) {
     simdgroup_multiply_accumulate(d, a, b, simdgroup_matrix<D, 8, 8>(D(0)), file, line);
 }
-template <class T> simdgroup_matrix<T, 8, 8> operator*(const simdgroup_matrix<T, 8, 8> &a, const simdgroup_matrix<T, 8, 8> &b) {
+template <class T>
+simdgroup_matrix<T, 8, 8> operator*(const simdgroup_matrix<T, 8, 8> &a, const simdgroup_matrix<T, 8, 8> &b) {
     simdgroup_matrix<T, 8, 8> d;
     simdgroup_multiply(d, a, b);
     return d;
@@ -136,14 +143,14 @@ using atomic_int = atomic<int>;
 using atomic_uint = atomic<uint>;
 using atomic_float = atomic<float>;
 
-#define METAL_HOST_ATOMIC(name, result)                                                                                \
-    template <class T> __attribute__((no_sanitize("thread"))) T atomic_##name##_explicit(                              \
-        volatile atomic<T> *p, std::common_type_t<T> x, memory_order, METAL_HOST_HERE) {                               \
-        metal_host::touch_atomic(p, sizeof *p, {file, line});                                                          \
-        volatile T *at = &p->value;                                                                                    \
-        const T old = *at;                                                                                             \
-        *at = T(result);                                                                                               \
-        return old;                                                                                                    \
+#define METAL_HOST_ATOMIC(name, result) \
+    template <class T> __attribute__((no_sanitize("thread"))) T atomic_##name##_explicit( \
+        volatile atomic<T> *p, std::common_type_t<T> x, memory_order, METAL_HOST_HERE) { \
+        metal_host::touch_atomic(p, sizeof *p, {file, line}); \
+        volatile T *at = &p->value; \
+        const T old = *at; \
+        *at = T(result); \
+        return old; \
     }
 METAL_HOST_ATOMIC(fetch_add, old + x)
 METAL_HOST_ATOMIC(fetch_sub, old - x)

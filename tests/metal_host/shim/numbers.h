@@ -107,8 +107,8 @@ template <class F> struct mixed<Narrow<F>, double> { using type = float; };
 template <class F> struct mixed<double, Narrow<F>> { using type = float; };
 template <class F, class T> struct mixed_integer : std::enable_if<std::is_integral_v<T>, Narrow<F>> {};
 template <class F> struct mixed<Narrow<F>, bool> : mixed_integer<F, bool> {};
-#define METAL_HOST_INTEGER(T)                                                                                          \
-    template <class F> struct mixed<Narrow<F>, T> : mixed_integer<F, T> {};                                            \
+#define METAL_HOST_INTEGER(T) \
+    template <class F> struct mixed<Narrow<F>, T> : mixed_integer<F, T> {}; \
     template <class F> struct mixed<T, Narrow<F>> : mixed_integer<F, T> {};
 METAL_HOST_INTEGER(signed char)
 METAL_HOST_INTEGER(char)
@@ -123,18 +123,18 @@ METAL_HOST_INTEGER(long long)
 METAL_HOST_INTEGER(unsigned long long)
 #undef METAL_HOST_INTEGER
 
-#define METAL_HOST_OPERATOR(op)                                                                                        \
-    template <class A, class B, class R = typename mixed<A, B>::type> constexpr R operator op(A a, B b) {              \
-        return R(float(R(a)) op float(R(b)));                                                                          \
+#define METAL_HOST_OPERATOR(op) \
+    template <class A, class B, class R = typename mixed<A, B>::type> constexpr R operator op(A a, B b) { \
+        return R(float(R(a)) op float(R(b))); \
     }
 METAL_HOST_OPERATOR(+)
 METAL_HOST_OPERATOR(-)
 METAL_HOST_OPERATOR(*)
 METAL_HOST_OPERATOR(/)
 #undef METAL_HOST_OPERATOR
-#define METAL_HOST_COMPARISON(op)                                                                                      \
-    template <class A, class B, class R = typename mixed<A, B>::type> constexpr bool operator op(A a, B b) {           \
-        return float(R(a)) op float(R(b));                                                                             \
+#define METAL_HOST_COMPARISON(op) \
+    template <class A, class B, class R = typename mixed<A, B>::type> constexpr bool operator op(A a, B b) { \
+        return float(R(a)) op float(R(b)); \
     }
 METAL_HOST_COMPARISON(<)
 METAL_HOST_COMPARISON(>)

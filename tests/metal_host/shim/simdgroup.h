@@ -79,11 +79,11 @@ template <class T> constexpr bool summable = is_scalar<T> ? sizeof(T) <= 4 : vec
 
 namespace metal {
 
-#define METAL_HOST_REDUCTION(name, value)                                                                              \
-    template <class T> T name(T mine, METAL_HOST_HERE) {                                                               \
-        static_assert(metal_host::summable<T>, #name " takes no 64-bit type");                                         \
-        return metal_host::reduced(metal_host::gather(#name, {file, line}, mine),                                      \
-                                   [](T a, T b) { return T(value); });                                                 \
+#define METAL_HOST_REDUCTION(name, value) \
+    template <class T> T name(T mine, METAL_HOST_HERE) { \
+        static_assert(metal_host::summable<T>, #name " takes no 64-bit type"); \
+        return metal_host::reduced(metal_host::gather(#name, {file, line}, mine), \
+                                   [](T a, T b) { return T(value); }); \
     }
 METAL_HOST_REDUCTION(simd_sum, a + b)
 METAL_HOST_REDUCTION(simd_product, a *b)
@@ -94,24 +94,24 @@ METAL_HOST_REDUCTION(simd_or, a | b)
 METAL_HOST_REDUCTION(simd_xor, a ^ b)
 #undef METAL_HOST_REDUCTION
 
-#define METAL_HOST_PREFIX(name, start, value)                                                                          \
-    template <class T> T simd_prefix_inclusive_##name(T mine, METAL_HOST_HERE) {                                       \
-        const auto all = metal_host::gather("simd_prefix_inclusive_" #name, {file, line}, mine);                       \
-        T a = all[0];                                                                                                  \
-        for (unsigned i = 1; i <= metal_host::lane(); i++) {                                                           \
-            const T b = all[i];                                                                                        \
-            a = T(value);                                                                                              \
-        }                                                                                                              \
-        return a;                                                                                                      \
-    }                                                                                                                  \
-    template <class T> T simd_prefix_exclusive_##name(T mine, METAL_HOST_HERE) {                                       \
-        const auto all = metal_host::gather("simd_prefix_exclusive_" #name, {file, line}, mine);                       \
-        T a = T(start);                                                                                                \
-        for (unsigned i = 0; i < metal_host::lane(); i++) {                                                            \
-            const T b = all[i];                                                                                        \
-            a = T(value);                                                                                              \
-        }                                                                                                              \
-        return a;                                                                                                      \
+#define METAL_HOST_PREFIX(name, start, value) \
+    template <class T> T simd_prefix_inclusive_##name(T mine, METAL_HOST_HERE) { \
+        const auto all = metal_host::gather("simd_prefix_inclusive_" #name, {file, line}, mine); \
+        T a = all[0]; \
+        for (unsigned i = 1; i <= metal_host::lane(); i++) { \
+            const T b = all[i]; \
+            a = T(value); \
+        } \
+        return a; \
+    } \
+    template <class T> T simd_prefix_exclusive_##name(T mine, METAL_HOST_HERE) { \
+        const auto all = metal_host::gather("simd_prefix_exclusive_" #name, {file, line}, mine); \
+        T a = T(start); \
+        for (unsigned i = 0; i < metal_host::lane(); i++) { \
+            const T b = all[i]; \
+            a = T(value); \
+        } \
+        return a; \
     }
 METAL_HOST_PREFIX(sum, 0, a + b)
 METAL_HOST_PREFIX(product, 1, a *b)
@@ -143,23 +143,27 @@ template <class T> T simd_shuffle_up(T mine, ushort delta, METAL_HOST_HERE) {
     return metal_host::lane() >= delta ? all[metal_host::lane() - delta] : mine;
 }
 template <class T> T simd_shuffle_and_fill_down(T mine, T fill, ushort delta, METAL_HOST_HERE) {
-    const auto all = metal_host::gather("simd_shuffle_and_fill_down", {file, line}, metal_host::Pair<T, T>{mine, fill}, delta);
+    const metal_host::Pair<T, T> both = {mine, fill};
+    const auto all = metal_host::gather("simd_shuffle_and_fill_down", {file, line}, both, delta);
     const unsigned from = metal_host::lane() + delta;
     return from < metal_host::lanes ? metal_host::taken("simd_shuffle_and_fill_down", {file, line}, all, from).first
                                     : all[from % metal_host::lanes].second;
 }
 template <class T> T simd_shuffle_and_fill_up(T mine, T fill, ushort delta, METAL_HOST_HERE) {
-    const auto all = metal_host::gather("simd_shuffle_and_fill_up", {file, line}, metal_host::Pair<T, T>{mine, fill}, delta);
+    const metal_host::Pair<T, T> both = {mine, fill};
+    const auto all = metal_host::gather("simd_shuffle_and_fill_up", {file, line}, both, delta);
     const unsigned lane = metal_host::lane();
     return lane >= delta ? all[lane - delta].first : all[lane + metal_host::lanes - delta].second;
 }
 template <class T> T simd_shuffle_rotate_down(T mine, ushort delta, METAL_HOST_HERE) {
     const auto all = metal_host::gather("simd_shuffle_rotate_down", {file, line}, mine, delta);
-    return metal_host::taken("simd_shuffle_rotate_down", {file, line}, all, (metal_host::lane() + delta) % metal_host::lanes);
+    const unsigned from = (metal_host::lane() + delta) % metal_host::lanes;
+    return metal_host::taken("simd_shuffle_rotate_down", {file, line}, all, from);
 }
 template <class T> T simd_shuffle_rotate_up(T mine, ushort delta, METAL_HOST_HERE) {
     const auto all = metal_host::gather("simd_shuffle_rotate_up", {file, line}, mine, delta);
-    return metal_host::taken("simd_shuffle_rotate_up", {file, line}, all, (metal_host::lane() - delta) % metal_host::lanes);
+    const unsigned from = (metal_host::lane() - delta) % metal_host::lanes;
+    return metal_host::taken("simd_shuffle_rotate_up", {file, line}, all, from);
 }
 
 // One bit a lane.

@@ -18,9 +18,9 @@ typedef half float16_t;
 typedef __bf16 bfloat;
 typedef bfloat bfloat16_t;
 
-#define VECTORS(T, name)                                                                                               \
-    typedef T name##2 __attribute__((ext_vector_type(2)));                                                             \
-    typedef T name##3 __attribute__((ext_vector_type(3)));                                                             \
+#define VECTORS(T, name) \
+    typedef T name##2 __attribute__((ext_vector_type(2))); \
+    typedef T name##3 __attribute__((ext_vector_type(3))); \
     typedef T name##4 __attribute__((ext_vector_type(4)));
 VECTORS(int, bool) // the parser has no vectors of bool; comparisons give it those of int
 VECTORS(char, char)
@@ -34,8 +34,8 @@ VECTORS(ulong, ulong)
 VECTORS(half, half)
 VECTORS(bfloat, bfloat)
 VECTORS(float, float)
-#define PACKED(T, name)                                                                                                \
-    typedef name##2 packed_##name##2 __attribute__((aligned(sizeof(T))));                                              \
+#define PACKED(T, name) \
+    typedef name##2 packed_##name##2 __attribute__((aligned(sizeof(T)))); \
     typedef name##4 packed_##name##4 __attribute__((aligned(sizeof(T))));
 PACKED(char, char)
 PACKED(uchar, uchar)
@@ -77,8 +77,8 @@ template <class To, class From> To as_type(From x) {
     return any_value<To>();
 }
 
-// A cast (P)q, written as<P>() ->* q: the parser would let a C cast change the space.
-template <class P> struct as {
+// A cast (P)q, written space_cast<P>() ->* q: the parser would let a C cast change the space.
+template <class P> struct space_cast {
     struct There {
         template <class Q> auto operator->*(Q q) const -> decltype(*reinterpret_cast<P>(q));
     };
@@ -90,9 +90,9 @@ template <class V, class... A> V make_vector(A... a) { return any_value<V>(); }
 
 namespace metal {
 template <class T, int N> struct vec_of {};
-#define VEC_OF(T, name)                                                                                                \
-    template <> struct vec_of<T, 2> { typedef name##2 type; };                                                         \
-    template <> struct vec_of<T, 3> { typedef name##3 type; };                                                         \
+#define VEC_OF(T, name) \
+    template <> struct vec_of<T, 2> { typedef name##2 type; }; \
+    template <> struct vec_of<T, 3> { typedef name##3 type; }; \
     template <> struct vec_of<T, 4> { typedef name##4 type; };
 VEC_OF(bool, bool)
 VEC_OF(char, char)
@@ -113,9 +113,9 @@ template <class A, class B> auto wider(A a, B b) -> decltype(a + b);
 #define ONE(name) template <class A> A name(A);
 #define TWO(name) template <class A, class B> auto name(A a, B b) -> decltype(a + b);
 #define THREE(name) template <class A, class B, class C> auto name(A a, B b, C c) -> decltype(a + b + c);
-#define MATHS                                                                                                          \
-    ONE(exp) ONE(exp2) ONE(exp10) ONE(log) ONE(log2) ONE(log10) ONE(sqrt) ONE(rsqrt) ONE(sin) ONE(cos) ONE(tan)        \
-    ONE(tanh) ONE(sinh) ONE(cosh) ONE(atan) ONE(asin) ONE(acos) ONE(floor) ONE(ceil) ONE(trunc) ONE(round) ONE(rint)   \
+#define MATHS \
+    ONE(exp) ONE(exp2) ONE(exp10) ONE(log) ONE(log2) ONE(log10) ONE(sqrt) ONE(rsqrt) ONE(sin) ONE(cos) ONE(tan) \
+    ONE(tanh) ONE(sinh) ONE(cosh) ONE(atan) ONE(asin) ONE(acos) ONE(floor) ONE(ceil) ONE(trunc) ONE(round) ONE(rint) \
     ONE(fabs) ONE(fract) TWO(fmin) TWO(fmax) TWO(min) TWO(max) TWO(pow) TWO(powr) TWO(fmod)
 MATHS
 namespace precise { MATHS }
@@ -163,12 +163,12 @@ typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
 typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
 typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
 template <class T, int C, int R> simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(T);
-#define LOADS(space)                                                                                                   \
-    template <class T> void simdgroup_load(thread simdgroup_matrix<T, 8, 8> &, const space T *, ulong = 8,             \
+#define LOADS(space) \
+    template <class T> void simdgroup_load(thread simdgroup_matrix<T, 8, 8> &, const space T *, ulong = 8, \
                                            ulong2 = 0, bool = false);
 LOADS(device) LOADS(threadgroup)
-#define STORES(space)                                                                                                  \
-    template <class T> void simdgroup_store(const thread simdgroup_matrix<T, 8, 8> &, space T *, ulong = 8, ulong2 = 0,        \
+#define STORES(space) \
+    template <class T> void simdgroup_store(const thread simdgroup_matrix<T, 8, 8> &, space T *, ulong = 8, ulong2 = 0, \
                                             bool = false);
 STORES(device) STORES(threadgroup)
 template <class D, class A, class B, class C>
