@@ -67,6 +67,11 @@ def test_a_word_must_lie_on_its_own_size() -> None:
         run(kernel, [np.zeros(64, np.uint8)], {}, (8, 1, 1), (8, 1, 1), [(8,)])
 
 
+def test_a_division_by_zero_names_its_line() -> None:
+    with pytest.raises(KernelError, match=r"body:2: division of 7 by 0; thread \(3,0,0\)"):
+        computed("  y[i] = 7 / (int(x[i]) - 3);", counting(64))
+
+
 def test_an_input_is_only_read() -> None:
     with pytest.raises(KernelError, match=r"body:2: write to x, which is an input"):
         computed("  const_cast<device float*>(x)[i] = 1;", counting(64))

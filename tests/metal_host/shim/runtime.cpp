@@ -139,20 +139,15 @@ struct Where {
     const char *file;
     unsigned line, column;
 };
-#define UNDEFINED(name, text) \
-    void __ubsan_handle_##name(Where *w, unsigned long a) { \
-        metal_host::fail({w->file, int(w->line)}, text, a); \
-    }
-#define UNDEFINED2(name, text) \
-    void __ubsan_handle_##name(Where *w, unsigned long a, unsigned long b) { \
-        metal_host::fail({w->file, int(w->line)}, text, a, b); \
-    }
-UNDEFINED(out_of_bounds, "out of bounds: index %ld of an array")
+void __ubsan_handle_out_of_bounds(Where *w, unsigned long index) {
+    metal_host::fail({w->file, int(w->line)}, "out of bounds: index %ld of an array", long(index));
+}
 void __ubsan_handle_type_mismatch_v1(Where *w, unsigned long address) {
     metal_host::misaligned({w->file, int(w->line)}, address);
 }
-UNDEFINED2(shift_out_of_bounds, "shift of %ld by %ld bits")
-UNDEFINED2(divrem_overflow, "division of %ld by %ld")
+void __ubsan_handle_divrem_overflow(Where *w, unsigned long a, unsigned long b) {
+    metal_host::fail({w->file, int(w->line)}, "division of %ld by %ld", long(a), long(b));
+}
 
 struct Given {
     const char *name;
