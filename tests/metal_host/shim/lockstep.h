@@ -79,10 +79,9 @@ void diverged(const Fiber &a, const Fiber &b, const char *whom) {
 }
 
 bool together(const Fiber &a, const Fiber &b) {
-    if (a.state != b.state)
-        return false;
-    const bool same_line = a.site.line == b.site.line && !std::strcmp(a.site.file, b.site.file);
-    return a.state == State::ended || (same_line && a.what == b.what);
+    if (a.state != b.state || a.state == State::ended) // a thread that ended stands at no line
+        return a.state == b.state;
+    return a.what == b.what && a.site.line == b.site.line && !std::strcmp(a.site.file, b.site.file);
 }
 
 // Runs a simdgroup until all its lanes wait at one threadgroup barrier or all have ended.
