@@ -22,6 +22,7 @@ LANGUAGE = [
     "-ferror-limit=0",
 ]
 WORD = "(?:const|volatile|device|constant|threadgroup|thread)"
+POINTER = rf"(?:{WORD}\s+)*[A-Za-z_][\w:]*(?:<[^<>()]*>)?(?:\s+{WORD})*\s*\*"
 VECTOR = "(?:float|half|bfloat|u?(?:int|short|char|long)|bool)[234]"
 
 
@@ -46,7 +47,7 @@ def own_arrays(source: str) -> str:
 REWRITTEN = {
     r"(?<![\w.])(\d+(?:\.\d*)?(?:e[-+]?\d+)?)h\b": r"((half)\1)",  # 1.0h
     rf"\b({VECTOR}) (\w+)\((?=[^;{{}}]*\)\s*;)": r"\1 \2 = \1(",  # float2 r(1, 2);
-    rf"\(\s*((?:{WORD}\s+)*[A-Za-z_][\w:]*(?:<[^<>()]*>)?(?:\s+{WORD})*\s*\*)\s*\)(?=\s*[\w(&*])": r"space_cast<\1>() ->* ",
+    rf"\(\s*({POINTER})\s*\)(?=\s*[\w(&*])": r"space_cast<\1>() ->* ",  # (const device float*)x
     r"\[\[(?:kernel|host_name\([^()]*\)|buffer\(\d+\))\]\]": "",
     r"#\s*(?:pragma|include)[^\n]*": "",
 }
