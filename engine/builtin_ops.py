@@ -152,8 +152,12 @@ class BuiltinOps:
         q, k, v = (self.linear(normed, linear) for linear in (weights.q, weights.k, weights.v))
         y = self.attend(layer, q, k, v, weights.head_norms)
         if rows is Rows.PICKED:
-            x, y = x[self._picks], y[self._picks]
+            x, y = self.picked(x), self.picked(y)
         return x + self.linear(y, weights.out)
+
+    def picked(self, x: mx.array) -> mx.array:
+        """The rows whose logits are wanted, with which alone the pass goes on."""
+        return x[self._picks]
 
     def add_mlp(self, x: mx.array, weights: GatedMLP) -> mx.array:
         normed = self._normed(x, weights.norm)

@@ -89,8 +89,10 @@ class Engine:
         *,
         pace: Pace | None = None,
         lazy: bool = False,
+        decoded: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """For `decoded` see Sequence."""
         assert limits.context <= cache.pool.pages * PAGE, "one sequence alone can always finish"
         self.limits = limits
         self.cache = cache
@@ -98,6 +100,7 @@ class Engine:
         self._ops_of = ops_of
         self._pace = pace or Pace(0.0)
         self._lazy = lazy
+        self._decoded = decoded
         self._clock = clock
         self._scheduler = Scheduler(cache, limits.max_batch, self._pace)
         self._prepared: Pass | None = None
@@ -108,11 +111,16 @@ class Engine:
     def busy(self) -> bool:
         return self._scheduler.busy
 
+    @property
+    def answers_serve(self) -> bool:
+        """What an answer left in the cache is found by a prompt."""
+        return self._decoded is None
+
     def submit(self, submit: Submit) -> None:
         """The sequence waits for its turn. EngineError if it could never have one."""
         self._refuse_impossible(submit)
         self._prepared = None
-        self._scheduler.add(Sequence(submit, self.limits.context, self._clock()))
+        self._scheduler.add(Sequence(submit, self.limits.context, self._clock(), self._decoded))
 
     def cancel(self, name: int) -> None:
         """The sequence takes part in no further pass, and holds no page."""
@@ -215,7 +223,7 @@ class Engine:
             self._looked_up += sequence.prompt
             self._found += sequence.cached
             sequence.answered = self._clock()
-        sequence.tokens.append(sampled.token)
+        sequence.add(sampled.token)
         self._scheduler.answered(sequence)
         finish = sequence.finish()
         cost = sequence.cost(self._clock()) if first or finish else None

@@ -37,7 +37,7 @@ from quant.mlx_folder import MLXFolder
 from quant.open import open_checkpoint
 
 # Goes up with every change of a kernel's bits or a page's layout: pages on disk from before are not those of today.
-ARITHMETIC = 1
+ARITHMETIC = 2
 # MLX's attention takes keys and values that lie together: pages are gathered for it, and it may want them in its order.
 GATHERED = 2
 DISK_BUDGET = 10 * 2**30  # bytes, where a folder is given and no budget
@@ -74,7 +74,15 @@ def load(spec: EngineSpec) -> Loaded:
     steep = steepness(brought.config)
     made_by = f"{ARITHMETIC} {brought.device} {spec.kv} {PAGE}".encode()
     cache = PageCache(room.cache // PAGE, brought.pages, _tier(spec, brought), identity + made_by, steep)
-    engine = Engine(brought.model, brought.ops_of, cache, limits, pace=Pace(steep), lazy=_fills_in_late())
+    engine = Engine(
+        brought.model,
+        brought.ops_of,
+        cache,
+        limits,
+        pace=Pace(steep),
+        lazy=_fills_in_late(),
+        decoded=None if brought.device == "cpu" else 0,
+    )
     return Loaded(engine, brought.device, brought.placement)
 
 

@@ -22,7 +22,7 @@ COLD_BESIDE_DECODE, COLD = 1, 8  # pages handed to a further tier before a pass
 
 @dataclass(frozen=True)
 class Work:
-    """The next `count` tokens of a sequence."""
+    """The next `count` tokens of a sequence, all of one class."""
 
     sequence: Sequence
     count: int
@@ -44,7 +44,7 @@ class Work:
         """As it will be when the sequence has so many more tokens, of which nothing is known yet."""
         s, past = self.sequence, self.sequence.computed + ahead
         tokens = s.tokens[past : past + self.count] or [0] * self.count
-        return Span(tokens, past, self.pages, self.reaches_end)
+        return Span(tokens, past, self.pages, self.reaches_end, past >= s.border)
 
 
 class Scheduler:
@@ -125,7 +125,7 @@ class Scheduler:
         s, lease = work.sequence, _lease(work.sequence)
         past = lease.filled
         s.worked += max(0, min(past + work.count, s.prompt) - past)
-        self._cache.fill(lease, s.tokens, past + work.count)
+        self._cache.fill(lease, s.keys, past + work.count)
 
     def answered(self, sequence: Sequence) -> None:
         """It has a token more."""
@@ -145,7 +145,7 @@ class Scheduler:
             if self._blocked == (sequence.id, self._cache.available):
                 return
             lease = self._cache.open(sequence.asker.salt)
-            self._cache.find(lease, sequence.tokens)
+            self._cache.find(lease, sequence.keys)
             if self._cache.missing(lease, len(sequence.tokens)) + self._promised() > self._cache.available:
                 self._cache.close(lease)
                 self._blocked = (sequence.id, self._cache.available)
@@ -190,12 +190,12 @@ class Scheduler:
         weights: dict[Sequence, float] = {}
         for sequence in prompts:
             lease = _lease(sequence)
-            self._cache.find(lease, sequence.tokens)
+            self._cache.find(lease, sequence.keys)
             if lease.awaits:
                 continue
             leader = next((other for other in weights if _follows(sequence, other)), sequence)
             if leader is sequence:
-                self._cache.find_part(lease, sequence.tokens)
+                self._cache.find_part(lease, sequence.keys)
             flow = self._turns.flow(sequence)  # whose weight is for all its prompts together
             weights[leader] = weights.get(leader, 0) + flow.weight / flows[id(flow)]
         answering = len(self.running) - len(prompts)
@@ -211,8 +211,8 @@ class Scheduler:
         members, most = sorted(weights, key=lambda s: costs[s] / weights[s]), MOST
         for i, s in enumerate(members):
             share = budget * weights[s] / sum(weights[other] for other in members[i:])
-            count = min(self._pace.tokens(s.computed, share), s.todo, most)
-            if len(weights) == 1 and count < s.todo and count + answering > 2 * ROWS:
+            count = min(self._pace.tokens(s.computed, share), s.alike, most)
+            if len(weights) == 1 and count < s.alike and count + answering > 2 * ROWS:
                 count = (count + answering) // ROWS * ROWS - answering
             budget -= min(share, costs[s])
             most -= count
@@ -257,8 +257,8 @@ def _follows(sequence: Sequence, leader: Sequence) -> bool:
     if mine.node is not lead.node:
         return False
     start = mine.depth * PAGE
-    wanted = as_bytes(sequence.tokens[start : min(start + PAGE, len(sequence.tokens) - 1)])
-    alike = common(wanted, as_bytes(leader.tokens[start : start + PAGE]))
+    wanted = as_bytes(sequence.keys[start : min(start + PAGE, len(sequence.keys) - 1)])
+    alike = common(wanted, as_bytes(leader.keys[start : start + PAGE]))
     return alike > mine.filled - start and (alike * 4 == len(wanted) or alike >= lead.filled - start + ALIKE)
 
 

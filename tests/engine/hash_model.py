@@ -12,6 +12,7 @@ from engine.batch import Batch
 from engine.engine import Engine, Limits, PassOps
 from engine.messages import Delta, Sampling, Submit
 from engine.pace import PREFILL, Pace
+from engine.sequence import MARK
 from kvcache.cache import PageCache
 from kvcache.pages import PAGE
 from kvcache.tier import Tier
@@ -35,7 +36,8 @@ def handed(batch: Batch) -> PassOps:
 
 
 class HashModel:
-    """A page given to two sequences, a token computed twice or never, a row mixed up: each changes the logits."""
+    """A page given to two sequences, a token computed twice or never or in another class, a row mixed up: each changes
+    the logits."""
 
     def __init__(self, pages: int) -> None:
         self._pages = np.full((pages, PAGE), -1, np.int32)
@@ -61,7 +63,8 @@ class HashModel:
             rows = slice(batch.starts[i], batch.starts[i + 1])
             positions = past + np.arange(rows.stop - rows.start)
             np.testing.assert_array_equal(batch.positions[rows], positions)
-            self._pages[batch.tables[i][positions // PAGE], positions % PAGE] = batch.tokens[rows]
+            classed = batch.tokens[rows] | (MARK if batch.decodes[i] else 0)
+            self._pages[batch.tables[i][positions // PAGE], positions % PAGE] = classed
         rows_of_logits = [self._logits(batch, int(pick)) for pick in batch.picks]
         return mx.array(np.array(rows_of_logits, np.float32).reshape(len(rows_of_logits), VOCAB))
 
@@ -78,13 +81,18 @@ def logits_after(history: list[int]) -> np.ndarray[tuple[int], np.dtype[np.float
 
 
 def engine_of(
-    pages: int, max_batch: int = 16, context: int | None = None, tier: Tier | None = None, chunk: int = PREFILL
+    pages: int,
+    max_batch: int = 16,
+    context: int | None = None,
+    tier: Tier | None = None,
+    chunk: int = PREFILL,
+    decoded: int | None = None,
 ) -> tuple[Engine, HashModel]:
     """An engine whose passes take `chunk` tokens of prompts."""
     model = HashModel(pages)
     limits = Limits(context=context or pages * PAGE, vocab=VOCAB, max_batch=max_batch)
     cache = PageCache(pages, model, tier, b"hash")
-    return Engine(model, handed, cache, limits, pace=Chunks(chunk)), model
+    return Engine(model, handed, cache, limits, pace=Chunks(chunk), decoded=decoded), model
 
 
 class Chunks(Pace):
@@ -111,9 +119,9 @@ def collect(deltas: tuple[Delta, ...], answers: dict[int, list[Delta]]) -> None:
         answers.setdefault(delta.id, []).append(msgspec.structs.replace(delta, cost=None))
 
 
-def alone(prompt: list[int], sampling: Sampling, pages: int = 64) -> list[Delta]:
+def alone(prompt: list[int], sampling: Sampling, pages: int = 64, decoded: int | None = None) -> list[Delta]:
     """What the request gets from an engine that it has for itself, as request 0."""
-    engine, _ = engine_of(pages)
+    engine, _ = engine_of(pages, decoded=decoded)
     engine.submit(Submit(0, prompt, sampling))
     answers: dict[int, list[Delta]] = {}
     finish_all(engine, answers)

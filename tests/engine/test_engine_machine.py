@@ -76,17 +76,19 @@ class LateTier(MemoryTier):
 @dataclass
 class Asked:
     submit: Submit
+    decoded: int | None
     tokens: list[Sampled] = field(default_factory=list)
 
     @property
     def whole(self) -> list[Sampled]:
-        return answer(tuple(self.submit.prompt), self.submit.sampling.max_tokens, self.submit.sampling.seed)
+        sampling = self.submit.sampling
+        return answer(tuple(self.submit.prompt), sampling.max_tokens, sampling.seed, self.decoded)
 
 
 @cache
-def answer(prompt: tuple[int, ...], tokens: int, seed: int) -> list[Sampled]:
+def answer(prompt: tuple[int, ...], tokens: int, seed: int, decoded: int | None) -> list[Sampled]:
     sampling = Sampling(max_tokens=tokens, seed=seed, temperature=float(seed > 0), stop_tokens=(7,))
-    return [token for delta in alone(list(prompt), sampling) for token in delta.tokens]
+    return [token for delta in alone(list(prompt), sampling, decoded=decoded) for token in delta.tokens]
 
 
 class EngineAgainstAlone(RuleBasedStateMachine):
@@ -103,9 +105,10 @@ class EngineAgainstAlone(RuleBasedStateMachine):
         pages=st.sampled_from([8, 9, 12, 20]),
         max_batch=st.sampled_from([1, 2, 3, 8]),
         chunk=st.sampled_from([1, 7, 33, 512]),
+        decoded=st.sampled_from([None, 0, 1]),
     )
-    def begin(self, pages: int, max_batch: int, chunk: int) -> None:
-        self.pages, self.max_batch, self.chunk = pages, max_batch, chunk
+    def begin(self, pages: int, max_batch: int, chunk: int, decoded: int | None) -> None:
+        self.pages, self.max_batch, self.chunk, self.decoded = pages, max_batch, chunk, decoded
         self.engine = self.started()
 
     def started(self) -> Engine:
@@ -117,6 +120,7 @@ class EngineAgainstAlone(RuleBasedStateMachine):
             Limits(CONTEXT, VOCAB, self.max_batch),
             pace=Chunks(self.chunk),
             lazy=True,
+            decoded=self.decoded,
             clock=lambda: self.now,
         )
 
@@ -124,7 +128,7 @@ class EngineAgainstAlone(RuleBasedStateMachine):
     def submit(self, prompt: tuple[int, ...], sampling: Sampling, asker: Asker) -> None:
         self.submitted += 1
         submit = Submit(self.submitted, list(prompt), sampling, asker)
-        self.open[self.submitted] = Asked(submit)
+        self.open[self.submitted] = Asked(submit, self.decoded)
         self.engine.submit(submit)
 
     @rule(times=st.sampled_from([1, 1, 2, 5, 40]))
