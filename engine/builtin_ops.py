@@ -64,7 +64,8 @@ class BuiltinPool:
         self.put([page], 0, [mx.array(part).view(self.layers[0].dtype) for part in raw])
 
     def _put(self, slots: mx.array, parts: Sequence[mx.array]) -> None:
-        mx.eval(parts)  # from here on nothing but the pool refers to its arrays
+        mx.eval(parts)
+        mx.synchronize()  # from here on nothing but the pool refers to its arrays: see Writing.begin
         self.changes += 1
         for layer, part in zip(self.layers, parts, strict=True):
             layer[slots] = part

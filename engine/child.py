@@ -108,6 +108,8 @@ def run(engine: Engine, inbox: Inbox, send: Callable[[FromEngine], None]) -> Non
         if running:
             engine.prepare()
             news = engine.finish(running)
+        else:
+            engine.linger()
 
 
 def _awaited(engine: Engine, inbox: Inbox) -> list[ToEngine]:

@@ -1,14 +1,17 @@
 """A model without weights whose logits are a hash of the history, read back from the pages it was written to."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
+from zlib import crc32
 
 import mlx.core as mx
 import msgspec
 import numpy as np
 
-from engine.batch import Batch
+from engine.away import Away
+from engine.batch import Batch, Span
 from engine.engine import Engine, Limits, PassOps
 from engine.messages import Delta, Sampling, Submit
 from engine.pace import PREFILL, Pace
@@ -56,6 +59,13 @@ class HashModel:
     def write(self, page: int, content: bytes) -> None:
         self._pages[page] = np.frombuffer(content, np.int32)
 
+    def snapshot(self, pages: Sequence[int], tokens: int) -> list[mx.array]:
+        return [mx.array(self._pages[list(pages)].reshape(-1)[:tokens])]
+
+    def put(self, pages: Sequence[int], first: int, parts: Sequence[mx.array]) -> None:
+        at = first + np.arange(len(parts[0]))
+        self._pages[np.array(pages)[at // PAGE], at % PAGE] = np.array(parts[0])
+
     def forward(self, ops: Ops) -> mx.array:
         batch = cast(Handed, ops).batch  # the engine hands over what `ops_of` gave it
         self.passes.append(batch)
@@ -80,6 +90,58 @@ def logits_after(history: list[int]) -> np.ndarray[tuple[int], np.dtype[np.float
     return np.random.default_rng(np.frombuffer(digest, np.uint32)).standard_normal(VOCAB) * 3
 
 
+class HashPasses:
+    """The CPU beside: what it makes of a token hangs on all tokens before, as it was given them. `late` holds it up."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.late = False
+        self.asked: list[Sequence[Span]] = []
+        self.abandoned = 0
+        self._made: list[list[mx.array]] | None = None
+
+    @property
+    def running(self) -> bool:
+        return self._made is not None
+
+    @property
+    def done(self) -> bool:
+        return self.running and not self.late
+
+    def start(self, spans: Sequence[Span], pasts: Sequence[Sequence[mx.array]]) -> None:
+        assert not self.running, "one pass at a time"
+        assert sum(span.past + len(span.tokens) for span in spans) <= self.tokens
+        assert not any(span.decodes or span.wants_logits for span in spans)
+        assert [len(past[0]) for past in pasts] == [span.past for span in spans]
+        self.asked.append(spans)
+        self._made = [[_chained(past[0], span.tokens)] for past, span in zip(pasts, spans, strict=True)]
+
+    def wait(self, seconds: float) -> bool:
+        return self.done
+
+    def take(self) -> list[list[mx.array]]:
+        assert self.done
+        assert self._made is not None
+        made, self._made = self._made, None
+        return made
+
+    def abandon(self) -> None:
+        self.abandoned += 1
+        self._made = None
+
+    def close(self) -> None:
+        self._made = None
+
+
+def _chained(past: mx.array, tokens: Sequence[int]) -> mx.array:
+    """From -1 down, so that nothing made on the GPU is like it."""
+    at, made = int(past[-1].item()) if len(past) else 0, []
+    for token in tokens:
+        at = -1 - crc32(np.array([at, token], np.int32).tobytes()) % MARK
+        made.append(at)
+    return mx.array(np.array(made, np.int32))
+
+
 def engine_of(
     pages: int,
     max_batch: int = 16,
@@ -88,11 +150,16 @@ def engine_of(
     chunk: int = PREFILL,
     decoded: int | None = None,
 ) -> tuple[Engine, HashModel]:
-    """An engine whose passes take `chunk` tokens of prompts."""
+    """An engine whose passes take `chunk` tokens of prompts; where one token of them is decoded, others are away."""
     model = HashModel(pages)
     limits = Limits(context=context or pages * PAGE, vocab=VOCAB, max_batch=max_batch)
     cache = PageCache(pages, model, tier, b"hash")
-    return Engine(model, handed, cache, limits, pace=Chunks(chunk), decoded=decoded), model
+    away = away_of(model, limits.context, decoded)
+    return Engine(model, handed, cache, limits, pace=Chunks(chunk), decoded=decoded, away=away), model
+
+
+def away_of(model: HashModel, tokens: int, decoded: int | None) -> Away | None:
+    return Away(HashPasses(tokens), model) if decoded == 1 else None
 
 
 class Chunks(Pace):

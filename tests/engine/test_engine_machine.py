@@ -9,13 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.away import Away
 from engine.engine import Engine, Limits
 from engine.messages import Asker, Delta, Sampled, Sampling, Submit, Tier
 from kvcache.cache import PageCache
 from kvcache.pages import PAGE
 from kvcache.tier import Fetched
 from models.ops import Ops
-from tests.engine.hash_model import VOCAB, Chunks, HashModel, alone, handed
+from tests.engine.hash_model import VOCAB, Chunks, HashModel, HashPasses, alone, away_of, handed
 from tests.kvcache.written import MemoryTier
 
 CONTEXT = 8 * PAGE
@@ -99,6 +100,7 @@ class EngineAgainstAlone(RuleBasedStateMachine):
         self.tier = LateTier()
         self.open: dict[int, Asked] = {}
         self.submitted = 0
+        self.away: Away | None = None
         self.now = 0.0
 
     @initialize(
@@ -113,6 +115,7 @@ class EngineAgainstAlone(RuleBasedStateMachine):
 
     def started(self) -> Engine:
         model = HashModel(self.pages)
+        self.away = away_of(model, CONTEXT, self.decoded)
         return Engine(
             LazyModel(model),
             handed,
@@ -121,6 +124,7 @@ class EngineAgainstAlone(RuleBasedStateMachine):
             pace=Chunks(self.chunk),
             lazy=True,
             decoded=self.decoded,
+            away=self.away,
             clock=lambda: self.now,
         )
 
@@ -139,6 +143,7 @@ class EngineAgainstAlone(RuleBasedStateMachine):
             self.hear(self.engine.expire())
             running = self.engine.start()
             if running is None:
+                self.engine.check()
                 return
             self.engine.prepare()
             self.hear(self.engine.finish(running))
@@ -159,6 +164,11 @@ class EngineAgainstAlone(RuleBasedStateMachine):
     @rule(full=st.booleans(), late=st.booleans(), lossy=st.sampled_from([False, False, False, True]))
     def tier_becomes(self, full: bool, late: bool, lossy: bool) -> None:
         self.tier.full, self.tier.late, self.tier.lossy = full, late, lossy
+
+    @precondition(lambda self: self.away)
+    @rule(late=st.booleans())
+    def cpu_becomes(self, late: bool) -> None:
+        cast(HashPasses, self.away._passes).late = late  # type: ignore[union-attr]
 
     @rule()
     def settle(self) -> None:
@@ -182,6 +192,8 @@ class EngineAgainstAlone(RuleBasedStateMachine):
         if "engine" not in vars(self):
             return
         self.tier_becomes(full=False, late=False, lossy=False)
+        if self.away is not None:
+            self.cpu_becomes(late=False)
         for _ in range(ENOUGH):
             self.step(1)
             if not self.open:
