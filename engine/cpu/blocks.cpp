@@ -14,23 +14,28 @@ static_assert(std::endian::native == std::endian::little);
 
 constexpr uint64_t ALL = 0x0101010101010101u;  // one in each byte
 
+uint64_t eight_at(const uint8_t *bytes) {
+  uint64_t eight;
+  std::memcpy(&eight, bytes, 8);
+  return eight;
+}
+
 // out[i] = shift of `count` bytes and mask. Eight at once: the mask leaves nothing of a neighbour's bits.
 template <int COUNT>
 void bits(const uint8_t *bytes, int shift, uint64_t mask, uint8_t *out) {
-  uint64_t eights[COUNT / 8];
-  std::memcpy(eights, bytes, COUNT);
-  for (uint64_t &eight : eights) eight = eight >> shift & (mask * ALL);
-  std::memcpy(out, eights, COUNT);
+  for (int i = 0; i < COUNT; i += 8) {
+    const uint64_t eight = eight_at(bytes + i) >> shift & (mask * ALL);
+    std::memcpy(out + i, &eight, 8);
+  }
 }
 
 // Sets bit AT of out[i] from bit `shift` of bytes[i].
 template <int COUNT, int AT>
 void add_bits(const uint8_t *bytes, int shift, uint64_t mask, uint8_t *out) {
-  uint64_t eights[COUNT / 8], before[COUNT / 8];
-  std::memcpy(eights, bytes, COUNT);
-  std::memcpy(before, out, COUNT);
-  for (int i = 0; i < COUNT / 8; ++i) before[i] |= (eights[i] >> shift & (mask * ALL)) << AT;
-  std::memcpy(out, before, COUNT);
+  for (int i = 0; i < COUNT; i += 8) {
+    const uint64_t eight = eight_at(out + i) | (eight_at(bytes + i) >> shift & (mask * ALL)) << AT;
+    std::memcpy(out + i, &eight, 8);
+  }
 }
 
 // 32 values in 16 bytes: the low nibbles, then the high ones.
@@ -115,10 +120,8 @@ void half_number(uint16_t value, uint8_t number[4]) { std::memcpy(number, &value
 // Bit i of four bytes is bit 4 of code i: eight bits are spread over eight bytes, of which each keeps its own.
 void fifth_bits(const uint8_t qh[4], uint8_t *out) {
   for (int i = 0; i < 4; ++i) {
-    uint64_t eight;
-    std::memcpy(&eight, out + 8 * i, 8);
     const uint64_t own = qh[i] * ALL & 0x8040201008040201u;
-    eight |= ((own + 0x7f * ALL) & 0x80 * ALL) >> 3;
+    const uint64_t eight = eight_at(out + 8 * i) | ((own + 0x7f * ALL) & 0x80 * ALL) >> 3;
     std::memcpy(out + 8 * i, &eight, 8);
   }
 }
@@ -148,10 +151,10 @@ void read(const block_q5_1 &b, int g, Staged &out) {
 }
 
 void read(const block_q8_0 &b, int g, Staged &out) {
-  uint64_t eights[4];
-  std::memcpy(eights, b.qs, 32);
-  for (uint64_t &eight : eights) eight ^= 0x80 * ALL;
-  std::memcpy(out.codes + 32 * g, eights, 32);
+  for (int i = 0; i < 32; i += 8) {
+    const uint64_t eight = eight_at(reinterpret_cast<const uint8_t *>(b.qs) + i) ^ 0x80 * ALL;
+    std::memcpy(out.codes + 32 * g + i, &eight, 8);
+  }
   half_number(b.d, out.numbers[g]);
 }
 
