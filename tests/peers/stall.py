@@ -14,6 +14,7 @@ the streams' own contexts grow meanwhile.
 """
 
 import argparse
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--calm", type=int, default=64, metavar="N", help="tokens of each stream before the prompt")
     asked = parser.parse_args()
     words = Words(asked.file)
+    gc.disable()  # it would be a gap of ours
     print(f"{asked.streams} streams; {asked.calm} tokens of each before the long prompt.")
     with puna(asked.file, asked.threads, asked.long + SPARE) as server:
         every = [measure(server, words, asked.long, asked)]
