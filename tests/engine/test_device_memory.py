@@ -13,6 +13,7 @@ from engine.device_memory import LEAST_CACHE, GPUMemory
 from engine.load import GATHERED, load
 from engine.memory import LEAST_CONTEXT, SHARE, Need, memory_need, room_for
 from engine.messages import EngineSpec
+from engine.placement import Asked
 from quant.errors import EngineError, NotEnoughMemory
 from tests.engine.test_memory import LLAMA_1B
 from tests.tiny_models import write_gguf
@@ -152,5 +153,18 @@ def test_a_model_that_a_gpu_cannot_hold_is_refused_before_mlx_is_told_anything(
     with pytest.raises(NotEnoughMemory, match=r"5\.33 GiB are free"):
         load(EngineSpec(path=path, device="builtin", kv_memory=6 * GIB))
     assert as_gpu == {}
-    with pytest.raises(EngineError, match="--prefill cpu: not built for a model on the GPU"):
-        load(EngineSpec(path=path, device="builtin", prefill="cpu"))
+
+
+PLACED: tuple[tuple[Asked, str], ...] = (("gpu", "gpu"), ("cpu", "gpu+cpu-prefill"))
+
+
+def test_beside_prompts_on_the_cpu_a_gpu_is_a_device_of_its_own(tmp_path: Path, as_gpu: dict[str, int]) -> None:
+    """And keeps room for what they copy."""
+    path = str(write_gguf(tmp_path, "llama", context=1024))
+    wired = []
+    for where, name in PLACED:
+        loaded = load(EngineSpec(path=path, device="builtin", prefill=where, cache_tokens=2048))
+        assert (loaded.device, loaded.placement.where) == (name, where)
+        wired.append(as_gpu["wired"])
+        loaded.engine.close()
+    assert wired[1] - wired[0] > 1024 * 3 * 2 * 2 * 16 * 2  # a context of two layers and one more
