@@ -1,0 +1,213 @@
+"""What lies between products: MLX's and ours on what the supervisor tries them with, the kernels run on the host."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from engine.batch import Batch, Span
+from engine.builtin_ops import BuiltinPool
+from engine.candidates import Floats
+from engine.judging import fault_of
+from engine.metal import layer
+from engine.metal.layer import Turns
+from engine.metal.layering import Between, Gated, Layering, Normed, Subject, Trial, named, operation, settled
+from engine.metal.ops import MetalOps
+from engine.metal.tuning import COMMON
+from engine.metal.weights import MetalLoader
+from engine.supervisor import Supervisor
+from engine.verdicts import Fate, Machine, VerdictFile
+from kvcache.pages import PAGE
+from models.config import ModelConfig, config_of
+from models.llama import Llama
+from quant.open import open_checkpoint
+from tests.engine.metal_world import Always, on_host
+from tests.tiny_models import write_gguf, write_mlx
+
+F16, BF16, F32 = mx.float16, mx.bfloat16, mx.float32
+HALVES = Turns(4, 2, 64, 64, interleaved=False, head_norms=True)
+PAIRS = Turns(3, 1, 80, 32, interleaved=True, head_norms=False)
+SUBJECTS = [
+    Subject("norm", F16, 128),
+    Subject("norm", BF16, 1100),
+    Subject("norm", F32, 64),
+    Subject("gate", F16, 132),
+    Subject("gate", BF16, 64),
+    Subject("gate", F32, 64),
+    Subject("rope", F16, turns=HALVES, kv=F16),
+    Subject("rope", BF16, turns=PAIRS, kv=F16),
+    Subject("rope", F32, turns=HALVES, kv=F32),
+]
+every = pytest.mark.parametrize("subject", SUBJECTS, ids=str)
+
+
+@every
+def test_mlx_is_within_the_bound_that_is_generous_to_it(subject: Subject) -> None:
+    wanted = operation(subject)
+    assert fault_of(wanted.candidates[0], [*wanted.trials(), *wanted.timed()[:2]]) is None
+
+
+@every
+def test_ours_is_within_its_bound_and_keeps_a_rows_bits(subject: Subject) -> None:
+    wanted = operation(subject, on_host)
+    assert [candidate.name for candidate in wanted.candidates] == ["mlx", "fused"]
+    assert fault_of(wanted.candidates[1], [*wanted.trials(), *wanted.spot()]) is None
+
+
+class Spoiled(Between):
+    """Ours, with one number of the last row a little off."""
+
+    def result(self, trial: Trial) -> Floats:
+        found = super().result(trial)
+        found[-1, -1] *= np.float32(1 + 2.0**-7)
+        return found
+
+
+@every
+def test_a_number_that_is_a_little_off_is_found_out(subject: Subject) -> None:
+    fused = operation(subject, on_host).candidates[1]
+    assert isinstance(fused, Between)
+    found = fault_of(Spoiled("fused", fused.kernels, fused.text), subject.trials())
+    assert found is not None
+    assert found.fate is Fate.DIFFERS
+
+
+@every
+def test_a_key_says_what_it_is_of(subject: Subject) -> None:
+    again = named(str(subject))
+    assert again.key == str(subject)
+    assert [c.source for c in again.candidates] == [c.source for c in operation(subject).candidates]
+
+
+@pytest.mark.parametrize("key", ["", "layer norm 64 float8", "layer rope 4/2x64 float16", "product q4_k large float16"])
+def test_a_key_of_something_else_is_refused(key: str) -> None:
+    with pytest.raises((KeyError, ValueError)):
+        named(key)
+
+
+def test_a_size_that_ours_lacks_has_mlx_alone() -> None:
+    assert [c.name for c in operation(Subject("norm", F16, 66)).candidates] == ["mlx"]
+    wide = Turns(1, 1, 512, 512, interleaved=False, head_norms=False)
+    assert [c.name for c in operation(Subject("rope", F16, turns=wide)).candidates] == ["mlx"]
+
+
+@every
+def test_where_nothing_can_be_launched_mlx_is_chosen(subject: Subject) -> None:
+    finding = Supervisor(VerdictFile(None, Machine("a host", "0", "here"))).finding(operation(subject))
+    assert finding.chosen == "mlx"
+    assert finding.verdicts[1].fate is Fate.UNCOMPILED
+
+
+def test_another_source_is_another_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [operation(subject).candidates[1].source for subject in SUBJECTS]
+    assert len(set(before)) == len(SUBJECTS)
+    header = layer.NORM.header + "\n"
+    for name in ("NORM", "ADD_NORM", "GATE", "ROPE"):
+        monkeypatch.setattr(layer, name, replace(getattr(layer, name), header=header))
+    after = [operation(subject).candidates[1].source for subject in SUBJECTS]
+    assert not set(before) & set(after)
+
+
+def test_trials_have_what_is_easily_wrong() -> None:
+    """Gates that are shut, an outlier, a norm of the stream alone, the last position."""
+    gates = [t.gate for t in Subject("gate", F16, 64).trials() if isinstance(t, Gated)]
+    assert min(gate.min() for gate in gates) < -12
+    norms = [t for t in Subject("norm", F16, 64).trials() if isinstance(t, Normed)]
+    assert any(t.added is None for t in norms)
+    assert max(float(np.abs(t.x).max()) for t in norms) > 30
+
+
+class Side:
+    """A loaded model whose products are MLX's, and what lies between them ours or MLX's."""
+
+    def __init__(self, path: Path, layering: Callable[[ModelConfig], Layering], dtype: mx.Dtype = F32) -> None:
+        self.dtype = dtype
+        with open_checkpoint(path) as checkpoint:
+            self.config = config_of(checkpoint)
+            self.model = Llama.load(self.config, checkpoint, MetalLoader(dtype, Always("mlx"), on_host))
+        self.pool = BuiltinPool(self.config, 16, PAGE, dtype)
+        self.layering = layering(self.config)
+
+    def step(self, *spans: Span) -> Floats:
+        ops = MetalOps(self.config, self.pool, Batch.of(spans), self.dtype, layering=self.layering)
+        logits = self.model.forward(ops).astype(F32)
+        ops.begin()
+        return np.array(logits)
+
+
+def chosen(name: str) -> Callable[[ModelConfig], Layering]:
+    return lambda config: settled(Always(name), config, F32, F32, on_host)[0]
+
+
+TOKENS = np.random.default_rng(5).integers(0, 320, 100).tolist()
+PASSES = [
+    [Span(TOKENS[:9], 0, [3], True), Span(TOKENS[40:43], 0, [5], True), Span(TOKENS[60:61], 0, [6], True)],
+    [Span(TOKENS[9:10], 9, [3], True), Span(TOKENS[43:47], 3, [5], False), Span(TOKENS[61:62], 1, [6], True)],
+    [Span(TOKENS[10:11], 10, [3], False)],
+    [Span(TOKENS[11:12], 11, [3], True), Span(TOKENS[47:48], 7, [5], True)],
+]
+
+
+@pytest.fixture(params=["llama", "qwen2", "qwen3"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "qwen2":
+        return write_mlx(tmp_path, "qwen2", bits=4, layers=2)
+    return write_gguf(tmp_path, request.param, kind="q4_k", layers=2)
+
+
+def test_a_model_with_ours_between_its_products_gives_the_logits_of_mlx(path: Path) -> None:
+    """Sums over 128 to 512 values in another order differ by some units in the last place of logits near 8."""
+    ours, theirs = Side(path, chosen("fused")), Side(path, chosen("mlx"))
+    assert ours.layering.norm
+    assert ours.layering.gate
+    assert ours.layering.rope
+    for spans in PASSES:
+        np.testing.assert_allclose(ours.step(*spans), theirs.step(*spans), rtol=0, atol=256 * 2.0**-23 * 8)
+    np.testing.assert_allclose(
+        np.array(ours.pool.layers[0]), np.array(theirs.pool.layers[0]), rtol=0, atol=64 * 2.0**-23
+    )
+
+
+def test_a_row_of_such_a_model_has_the_same_bits_alone_and_with_others(path: Path) -> None:
+    side = Side(path, chosen("fused"))
+    alone = [side.step(Span(TOKENS[:5], 0, [1], True)), side.step(Span(TOKENS[5:6], 5, [1], True))]
+    keys = np.array(side.pool.layers[1][PAGE : PAGE + 6])
+    side.step(Span(TOKENS[50:55], 0, [4], True), Span(TOKENS[:5], 0, [3], True))
+    again = np.array(side.pool.layers[0][3 * PAGE : 3 * PAGE + 5])
+    np.testing.assert_array_equal(again, np.array(side.pool.layers[0][PAGE : PAGE + 5]))
+    assert np.isfinite(keys).all()
+    assert all(np.isfinite(one).all() for one in alone)
+
+
+def test_a_norm_makes_the_sum_and_nobody_else_does(tmp_path: Path) -> None:
+    """But for the rows that are picked in the last layer."""
+    launched: list[str] = []
+
+    def noting(call: layer.Call, inputs: Sequence[mx.array]) -> list[mx.array]:
+        launched.append(call.kernel.name)
+        return on_host(call, inputs)
+
+    path = write_gguf(tmp_path, "llama", kind="q4_k", layers=2)
+    side = Side(path, lambda config: settled(Always("fused"), config, F32, F32, noting)[0])
+    side.step(*PASSES[0])
+    a_layer = ["layer_rope", "layer_add_norm", "layer_gate", "layer_add_norm"]
+    assert launched == ["layer_norm", *a_layer, *a_layer]
+
+
+def test_everything_that_was_chosen_is_named(tmp_path: Path) -> None:
+    with open_checkpoint(write_gguf(tmp_path, "qwen3", kind="q4_k", layers=1)) as checkpoint:
+        config = config_of(checkpoint)
+    _, chosen = settled(Always("fused"), config, F16, BF16, on_host)
+    assert [key.split(" ")[1] for key in chosen] == ["norm", "gate", "rope"]
+    assert all(value.startswith("fused ") for value in chosen.values())
+    assert all(named(key).key == key for key in chosen)
+
+
+def test_what_a_fresh_machine_tries_is_known() -> None:
+    keys = [key for key in COMMON if key.startswith("layer ")]
+    assert [key.split(" ")[1] for key in keys] == ["norm", "gate", "rope"]
+    assert [named(key).key for key in keys] == keys
+    assert all(len(named(key).candidates) == 2 for key in keys)
