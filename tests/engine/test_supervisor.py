@@ -122,6 +122,19 @@ def test_another_chip_mlx_or_system_knows_nothing_of_it(tmp_path: Path, change: 
     assert second.tuned
 
 
+@pytest.mark.parametrize(("changed", "to"), [("system", "Darwin"), ("release", "27.1")])
+def test_the_system_and_its_release_are_part_of_the_machine(
+    changed: str, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its compiler of kernels comes with it."""
+    before = Machine.here("Apple M9", "0.32.4")
+    monkeypatch.setattr(f"platform.{changed}", lambda: to)
+    after = Machine.here("Apple M9", "0.32.4")
+    assert to in after.system
+    assert before != after
+    assert before.file_name != after.file_name
+
+
 def test_a_bit_flipped_at_any_byte_is_a_miss_and_no_error(world: World) -> None:
     world.chosen()
     whole = world.path.read_bytes()
