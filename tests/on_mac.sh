@@ -230,12 +230,12 @@ sme() { # our matrix-unit kernels against portable C++, bit for bit, on the unit
 
 one_answer() { "$BIN/puna" run "$model" 'What is Puna?' --max-tokens 24 --temperature 0 "$@"; }
 
-devices() { # each device answers; a request for what is not built is one clear line
+devices() { # each device answers, and what cannot be had is refused in one clear line
   for device in auto cpu builtin; do
     echo "-- --device $device" && one_answer --device "$device" || return 1
   done
   echo "-- --prefill gpu" && one_answer --prefill gpu || return 1
-  echo "-- --prefill cpu, which is refused beside a GPU" && one_answer --prefill cpu
+  echo "-- --prefill cpu, or why not" && one_answer --prefill cpu
   return 0
 }
 

@@ -76,6 +76,7 @@ class Kernels:
         return queries, both
 
 
+@dataclass(frozen=True)
 class Trial:
     """Rows of some inputs; the results of each row lie side by side in one."""
 
@@ -105,8 +106,6 @@ class Trial:
 
 @dataclass(frozen=True)
 class Normed(Trial):
-    name: str
-    dtype: mx.Dtype
     x: Floats
     added: Floats | None
     weight: Floats
@@ -140,8 +139,6 @@ class Normed(Trial):
 
 @dataclass(frozen=True)
 class Gated(Trial):
-    name: str
-    dtype: mx.Dtype
     gate: Floats
     up: Floats
 
@@ -168,8 +165,6 @@ class Gated(Trial):
 class Turned(Trial):
     """q, k and v of rows at some positions; norms of heads where the model has them."""
 
-    name: str
-    dtype: mx.Dtype
     kv: mx.Dtype
     turns: Turns
     qkv: tuple[Floats, Floats, Floats]
@@ -361,14 +356,16 @@ def settled(
         Subject("gate", dtype, config.ffn),
         Subject("rope", dtype, turns=turns, kv=kv),
     ]
-    found, chosen = [], {}
+    found: list[Kernels | None] = []
+    chosen = {}
     for subject in subjects:
         wanted = operation(subject, launch)
         candidate = chooser.choice(wanted)
         assert isinstance(candidate, Between)
         found.append(candidate.kernels)
         chosen[wanted.key] = f"{candidate.name} {candidate.source}"
-    return Layering(*found, turns), chosen
+    norm, gate, rope_and_kv = found
+    return Layering(norm, gate, rope_and_kv, turns), chosen
 
 
 def named(key: str, launch: Launch = launched) -> Operation[Trial]:

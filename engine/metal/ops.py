@@ -5,6 +5,8 @@ so that its bits do not hang on who else is there. Rows whose logits are wanted 
 all of them are multiplied as answers' rows are, whatever they came from.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import mlx.core as mx
@@ -23,6 +25,8 @@ from models.ops import HeadNorms, Linear
 
 _MLX = Attending()
 _PLAIN = Layering()
+
+QKV = tuple[mx.array, mx.array, mx.array]  # each (T, heads Dh)
 
 
 class MetalOps(BuiltinOps):
@@ -94,14 +98,14 @@ class _Between:
 
     def __init__(self, layering: Layering, pool: BuiltinPool, batch: Batch, eps: float) -> None:
         self.gate = layering.gate
-        self.rope = None
+        self.rope: Callable[[QKV, HeadNorms | None, mx.Dtype], tuple[mx.array, mx.array]] | None = None
         self._norm = layering.norm
         self._eps = mx.array(eps, mx.float32)
         self._waiting: tuple[mx.array, mx.array, mx.array] | None = None  # a sum, which is not computed, and its parts
         self._made: tuple[mx.array, mx.array] | None = None  # the sum as it was named, and as a norm made it
         if layering.rope and layering.turns:
-            ready, positions = layering.rope.ready, mx.array(roomy(batch.positions))
-            self.rope = lambda qkv, norms, kv: ready(layering.turns, qkv, pool.turns, positions, norms, self._eps, kv)
+            ready, positions = partial(layering.rope.ready, layering.turns), mx.array(roomy(batch.positions))
+            self.rope = lambda qkv, norms, kv: ready(qkv, pool.turns, positions, norms, self._eps, kv)
 
     def added(self, x: mx.array, product: mx.array) -> mx.array:
         if self._made is not None and self._made[0] is x:

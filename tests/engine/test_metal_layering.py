@@ -171,17 +171,6 @@ def test_a_model_with_ours_between_its_products_gives_the_logits_of_mlx(path: Pa
     )
 
 
-def test_a_row_of_such_a_model_has_the_same_bits_alone_and_with_others(path: Path) -> None:
-    side = Side(path, chosen("fused"))
-    alone = [side.step(Span(TOKENS[:5], 0, [1], True)), side.step(Span(TOKENS[5:6], 5, [1], True))]
-    keys = np.array(side.pool.layers[1][PAGE : PAGE + 6])
-    side.step(Span(TOKENS[50:55], 0, [4], True), Span(TOKENS[:5], 0, [3], True))
-    again = np.array(side.pool.layers[0][3 * PAGE : 3 * PAGE + 5])
-    np.testing.assert_array_equal(again, np.array(side.pool.layers[0][PAGE : PAGE + 5]))
-    assert np.isfinite(keys).all()
-    assert all(np.isfinite(one).all() for one in alone)
-
-
 def test_a_norm_makes_the_sum_and_nobody_else_does(tmp_path: Path) -> None:
     """But for the rows that are picked in the last layer."""
     launched: list[str] = []
