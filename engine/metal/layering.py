@@ -120,7 +120,7 @@ class Normed(Trial):
         total = self.x if self.added is None else self.x + self.added
         wide = total.astype(np.float64)
         norm = normed(wide, self.weight.astype(np.float64), EPS, NAMES[self.dtype])
-        of_sum = UNIT * np.abs(wide) * (self.added is not None)
+        of_sum = UNIT * np.abs(wide) + UNDERFLOW["float32"]
         bound = norm.bound + 2 * UNIT * np.abs(norm.exact)
         return Reference(np.concatenate([wide, norm.exact], 1), np.concatenate([of_sum, bound], 1))
 
