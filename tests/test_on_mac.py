@@ -140,7 +140,7 @@ def test_files_that_nobody_added_are_not_named(tmp_path: Path) -> None:
 
 def test_an_interrupted_step_is_noted_and_the_report_is_written(tmp_path: Path) -> None:
     report = tmp_path / "report"
-    process = started(tmp_path, "--only", "build", "--out", str(report), make="echo begun; touch begun; sleep 60")
+    process = started(tmp_path, "--only", "build", "--out", str(report), make=f"touch {tmp_path}/begun; sleep 60")
     while not (tmp_path / "begun").exists():
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)

@@ -153,7 +153,8 @@ class Gated(Trial):
     def generous(self) -> Doubles:
         name = NAMES[self.dtype]
         lost = (2 * UNDERFLOW[name] * (1 + np.abs(self.gate)) + _SHUT[name]) * (1 + np.abs(self.up))
-        bound: Doubles = 8 * ROUNDING[name] * np.abs(self.exact) + lost
+        of_exp = (3 + 2 * np.abs(self.gate)) * 2 * UNIT  # in units of the last place: the most that Metal allows exp
+        bound: Doubles = (8 * ROUNDING[name] + of_exp) * np.abs(self.exact) + lost
         return bound
 
     def made(self, ours: Kernels | None) -> list[mx.array]:

@@ -166,9 +166,9 @@ def test_a_model_with_ours_between_its_products_gives_the_logits_of_mlx(path: Pa
     assert ours.layering.rope
     for spans in PASSES:
         np.testing.assert_allclose(ours.step(*spans), theirs.step(*spans), rtol=0, atol=256 * 2.0**-23 * 8)
-    np.testing.assert_allclose(
-        np.array(ours.pool.layers[0]), np.array(theirs.pool.layers[0]), rtol=0, atol=64 * 2.0**-23
-    )
+    kept, wanted = ours.pool.layers[0], theirs.pool.layers[0]
+    close = 64 * 2.0**-23 * float(mx.abs(wanted).max())  # sums over 128 values
+    np.testing.assert_allclose(np.array(kept), np.array(wanted), rtol=0, atol=close)
 
 
 def test_a_norm_makes_the_sum_and_nobody_else_does(tmp_path: Path) -> None:
