@@ -144,7 +144,9 @@ def test_an_interrupted_step_is_noted_and_the_report_is_written(tmp_path: Path) 
     while not (tmp_path / "begun").exists():
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(30) == 1
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "on to the next step" in said
     assert re.search(r"^build +FAILED \(130\)$", report.read_text(), re.MULTILINE)
     assert not list(tmp_path.glob("tmp.*"))
 
