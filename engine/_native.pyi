@@ -34,6 +34,23 @@ def pack(
 ) -> Panels:
     """Reads a matrix from open files, a plane (fd, offset, bytes, dtype), and lays it out for the kernels."""
 
+class Room:
+    """Memory for panels that are soon dropped: the next take what these had."""
+
+    def __init__(self) -> None: ...
+    @property
+    def nbytes(self) -> int:
+        """What it holds, in use or not."""
+
+def pack_arrays(
+    planes: Sequence[mx.array],
+    format: str,  # noqa: A002  as the extension calls it
+    rows: int,
+    cols: int,
+    room: Room | None = None,
+) -> Panels:
+    """The panels of pack, from planes that lie in memory, evaluated."""
+
 def decode_row(panels: Panels, row: int) -> mx.array: ...
 def embed(tokens: mx.array, table: Panels) -> mx.array: ...
 def project(
@@ -99,6 +116,14 @@ def page_bytes(layers: Sequence[mx.array]) -> int:
 def copy_page(layers: Sequence[mx.array], source: int, target: int) -> None: ...
 def read_page(layers: Sequence[mx.array], page: int) -> bytes: ...
 def write_page(layers: Sequence[mx.array], page: int, content: bytes) -> None: ...
+def put_tokens(pages: mx.array, table: npt.NDArray[np.int32], first: int, tokens: mx.array) -> None:
+    """Keys and values (n, 2, K, Dh) of a layer lie in the sequence's pages, as its tokens from `first` on."""
+
+def take_tokens(
+    pages: mx.array, table: npt.NDArray[np.int32], first: int, count: int, kv_heads: int, head_dim: int
+) -> mx.array:
+    """The same out of them again."""
+
 def attend(
     plan: AttentionPlan,
     pages: mx.array,

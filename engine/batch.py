@@ -14,13 +14,15 @@ Ints = npt.NDArray[np.int32]
 class Span:
     """Tokens of one sequence that enter a pass: they follow `past` tokens whose keys and values are in `pages`.
 
-    `pages` also covers the new tokens: len(pages) * page_size >= past + len(tokens).
+    `pages` also covers the new tokens: len(pages) * page_size >= past + len(tokens). On a GPU all of them are of one
+    class: that of prompts, or that of answers (`decodes`).
     """
 
     tokens: Sequence[int]
     past: int
     pages: Sequence[int]
     wants_logits: bool
+    decodes: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Batch:
     past: Ints  # (B,)
     tables: Ints  # (B, M) page ids, padded with 0
     picks: Ints  # (P,) rows whose logits are wanted, ascending
+    decodes: npt.NDArray[np.bool_]  # (B,) which sequences' tokens are of the answers' class
 
     @classmethod
     def of(cls, spans: Sequence[Span]) -> "Batch":
@@ -58,4 +61,5 @@ class Batch:
             past=np.asarray([s.past for s in spans], np.int32),
             tables=tables,
             picks=np.asarray(picks, np.int32),
+            decodes=np.asarray([s.decodes for s in spans]),
         )

@@ -151,7 +151,7 @@ class Passes:
 
     def _decode(self, past: int, steps: int, tables: Sequence[Sequence[int]]) -> None:
         for at in range(past, past + steps):
-            self._run([Span([self._tokens[at]], at, table[: pages(at + 1)], True) for table in tables])
+            self._run([Span([self._tokens[at]], at, table[: pages(at + 1)], True, True) for table in tables])
 
     def _run(self, spans: Sequence[Span]) -> None:
         ops = self._brought.ops_of(Batch.of(spans))

@@ -39,29 +39,44 @@ class BuiltinPool:
     def page_bytes(self) -> int:
         return sum(layer[: self.page_size].nbytes for layer in self.layers)
 
+    def snapshot(self, pages: Sequence[int], tokens: int) -> list[mx.array]:
+        """Of each layer the keys and values (tokens, 2, K, Dh) of a sequence's first tokens, as they are now."""
+        parts = [layer[self._slots_of(pages, 0, tokens)] for layer in self.layers]
+        mx.eval(parts)
+        return parts
+
+    def put(self, pages: Sequence[int], first: int, parts: Sequence[mx.array]) -> None:
+        """A sequence's tokens from `first` on are the parts, one a layer, each (n, 2, K, Dh)."""
+        self._put(self._slots_of(pages, first, len(parts[0])), parts)
+
     def copy(self, source: int, target: int) -> None:
-        self._put(target, [layer[self._slots_of(source)] for layer in self.layers])
+        slots = self._slots_of([source], 0, self.page_size)
+        self._put(self._slots_of([target], 0, self.page_size), [layer[slots] for layer in self.layers])
 
     def read(self, page: int) -> bytes:
-        parts = [layer[self._slots_of(page)].view(mx.uint8) for layer in self.layers]
+        slots = self._slots_of([page], 0, self.page_size)
+        parts = [layer[slots].view(mx.uint8) for layer in self.layers]
         return b"".join(np.array(part).tobytes() for part in parts)
 
     def write(self, page: int, content: bytes) -> None:
         _, two, heads, _ = self.layers[0].shape
         raw = np.frombuffer(content, np.uint8).reshape(len(self.layers), self.page_size, two, heads, -1)
-        self._put(page, [mx.array(part).view(self.layers[0].dtype) for part in raw])
+        self.put([page], 0, [mx.array(part).view(self.layers[0].dtype) for part in raw])
 
-    def _put(self, page: int, parts: list[mx.array]) -> None:
-        """The page holds the parts, one a layer, each (tokens, 2, K, Dh)."""
-        mx.eval(parts)  # from here on nothing but the pool refers to its arrays
+    def _put(self, slots: mx.array, parts: Sequence[mx.array]) -> None:
+        mx.eval(parts)
+        mx.synchronize()  # from here on nothing but the pool refers to its arrays: see Writing.begin
         self.changes += 1
         for layer, part in zip(self.layers, parts, strict=True):
-            layer[self._slots_of(page)] = part
+            layer[slots] = part
         mx.eval(self.layers)
 
-    def _slots_of(self, page: int) -> mx.array:
-        """As an index that gathers and scatters: a slice of a pool would refer to it."""
-        return mx.arange(page * self.page_size, (page + 1) * self.page_size)
+    def _slots_of(self, pages: Sequence[int], first: int, tokens: int) -> mx.array:
+        """Where a sequence's tokens lie. As an index that gathers and scatters: a slice of a pool would refer to it."""
+        at = np.arange(first, first + tokens)
+        return mx.array(
+            (np.asarray(pages)[at // self.page_size] * self.page_size + at % self.page_size).astype(np.int32)
+        )
 
 
 class Writing:
@@ -152,8 +167,12 @@ class BuiltinOps:
         q, k, v = (self.linear(normed, linear) for linear in (weights.q, weights.k, weights.v))
         y = self.attend(layer, q, k, v, weights.head_norms)
         if rows is Rows.PICKED:
-            x, y = x[self._picks], y[self._picks]
+            x, y = self.picked(x), self.picked(y)
         return self._added(x, self.linear(y, weights.out))
+
+    def picked(self, x: mx.array) -> mx.array:
+        """The rows whose logits are wanted, with which alone the pass goes on."""
+        return x[self._picks]
 
     def add_mlp(self, x: mx.array, weights: GatedMLP) -> mx.array:
         normed = self._normed(x, weights.norm)

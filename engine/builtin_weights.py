@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 
 _MLX_DTYPES = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
+_FORMS = {dtype: name for name, dtype in _MLX_DTYPES.items()}
 
 
 class BuiltinMatrix(Matrix, Protocol):
@@ -25,6 +26,11 @@ class BuiltinMatrix(Matrix, Protocol):
 
     @property
     def arrays(self) -> tuple[mx.array, ...]: ...
+    @property
+    def form(self) -> str:
+        """The row of the tables of formats in which the arrays lie."""
+        ...
+
     def times(self, x: mx.array) -> mx.array:
         """x @ matrix.T, in the dtype of x."""
         ...
@@ -49,6 +55,10 @@ class Dense:
     @property
     def arrays(self) -> tuple[mx.array, ...]:
         return (self.values,)
+
+    @property
+    def form(self) -> str:
+        return _FORMS[self.values.dtype]
 
     @property
     def nbytes(self) -> int:
@@ -81,6 +91,10 @@ class Quantised:
     @property
     def arrays(self) -> tuple[mx.array, ...]:
         return self.words, self.scales, self.biases
+
+    @property
+    def form(self) -> str:
+        return self.format.name
 
     @property
     def nbytes(self) -> int:

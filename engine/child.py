@@ -108,6 +108,8 @@ def run(engine: Engine, inbox: Inbox, send: Callable[[FromEngine], None]) -> Non
         if running:
             engine.prepare()
             news = engine.finish(running)
+        else:
+            engine.linger()
 
 
 def _awaited(engine: Engine, inbox: Inbox) -> list[ToEngine]:
@@ -136,7 +138,8 @@ def _obey(engine: Engine, message: Submit | Cancel | Ask, send: Callable[[FromEn
 def _ready(loaded: Loaded, seconds: float) -> Ready:
     engine = loaded.engine
     limits, pages, place = engine.limits, engine.cache.pool.pages, loaded.placement
-    return Ready(limits.context, pages, PAGE, loaded.device, seconds, place.where, place.reason)
+    serve = engine.answers_serve
+    return Ready(limits.context, pages, PAGE, loaded.device, seconds, place.where, place.reason, serve)
 
 
 def fault_of(error: Exception) -> Fault:

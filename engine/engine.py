@@ -8,19 +8,22 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from engine.away import Away
 from engine.batch import Batch
 from engine.messages import Delta, Report, Sampled, Submit
 from engine.pace import Pace
 from engine.report import report_of
 from engine.sampler import Logits, choose
-from engine.scheduler import COLD_BESIDE_DECODE, Scheduler, Work
+from engine.scheduler import COLD_BESIDE_DECODE, Scheduler
 from engine.sequence import Sequence
+from engine.work import Work
 from kvcache.cache import PageCache
 from kvcache.pages import PAGE
 from models.ops import Ops
 from quant.errors import EngineError
 
 CHECK = 10.0  # seconds between two checks of everything
+LINGER = 0.01  # seconds that a message waits at most where only the CPU beside is at work
 
 
 class Model(Protocol):
@@ -78,6 +81,8 @@ class Engine:
     Whoever calls `start` and `finish` has the time between them for other things; messages are obeyed before a start.
     Where `forward` does nothing but describe a pass (`lazy`), the next one is described while this one runs, and is
     forgotten if things turn out otherwise.
+
+    With a CPU beside (`away`) a start also takes what is over there and sends what comes next; it never waits for it.
     """
 
     def __init__(
@@ -89,17 +94,23 @@ class Engine:
         *,
         pace: Pace | None = None,
         lazy: bool = False,
+        decoded: int | None = None,
+        away: Away | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """For `decoded` see Sequence."""
         assert limits.context <= cache.pool.pages * PAGE, "one sequence alone can always finish"
+        assert away is None or (decoded == 1 and away.tokens >= limits.context), "the CPU takes all but a prompt's last"
         self.limits = limits
         self.cache = cache
         self._model = model
         self._ops_of = ops_of
         self._pace = pace or Pace(0.0)
         self._lazy = lazy
+        self._decoded = decoded
+        self._away = away
         self._clock = clock
-        self._scheduler = Scheduler(cache, limits.max_batch, self._pace)
+        self._scheduler = Scheduler(cache, limits.max_batch, self._pace, away)
         self._prepared: Pass | None = None
         self._looked_up = self._found = 0
         self._checked = -CHECK
@@ -108,21 +119,30 @@ class Engine:
     def busy(self) -> bool:
         return self._scheduler.busy
 
+    @property
+    def answers_serve(self) -> bool:
+        """What an answer left in the cache is found by a prompt."""
+        return self._decoded is None
+
     def submit(self, submit: Submit) -> None:
         """The sequence waits for its turn. EngineError if it could never have one."""
         self._refuse_impossible(submit)
         self._prepared = None
-        self._scheduler.add(Sequence(submit, self.limits.context, self._clock()))
+        self._scheduler.add(Sequence(submit, self.limits.context, self._clock(), self._decoded))
 
     def cancel(self, name: int) -> None:
         """The sequence takes part in no further pass, and holds no page."""
         self._prepared = None
         self._scheduler.remove(name)
+        if self._away is not None:
+            self._away.look()
 
     def step(self) -> tuple[Delta, ...]:
         """News of every sequence that got a token, or waited too long for one."""
         expired = self.expire()
         running = self.start()
+        if running is None:
+            self.linger()
         return (*expired, *(self.finish(running) if running else ()))
 
     def expire(self) -> tuple[Delta, ...]:
@@ -130,7 +150,8 @@ class Engine:
         return tuple(Delta(sequence.id, (), "expired") for sequence in self._scheduler.expired(self._clock()))
 
     def start(self) -> Running | None:
-        """The next pass is under way; None if there is nothing to compute."""
+        """The next pass is under way; None if there is nothing to compute here."""
+        self._fetch()
         following = self._following() or self._planned()
         if following is None:
             return None
@@ -140,6 +161,11 @@ class Engine:
         following.ops.begin()
         mx.async_eval(following.logits)  # type: ignore[no-untyped-call]
         return Running(following, started, len(following.works) - len(prompts), cost)
+
+    def linger(self) -> None:
+        """Where there is nothing to compute here, a pass on the CPU has a moment to end."""
+        if self._away is not None:
+            self._away.wait(LINGER)
 
     def prepare(self) -> None:
         """While a pass runs: the one after it is described, as far as that can be known."""
@@ -160,7 +186,9 @@ class Engine:
         return tuple(deltas)
 
     def close(self) -> None:
-        """Cold pages are on a further tier, as far as it takes them."""
+        """Cold pages are on a further tier, as far as it takes them; nothing runs any more."""
+        if self._away is not None:
+            self._away.close()
         self.cache.shut()
 
     def settle(self) -> None:
@@ -182,8 +210,26 @@ class Engine:
 
     def _planned(self) -> Pass | None:
         self._prepared = None
-        works = self._scheduler.plan(self._clock())
+        works = self._sent(self._scheduler.plan(self._clock()))
         return self._described(works) if works else None
+
+    def _sent(self, works: list[Work]) -> list[Work]:
+        """What is left to do here, after prompts were sent to the CPU."""
+        prompts = [work for work in works if not work.decodes]
+        if self._away is None or not prompts:
+            return works
+        self._away.send(prompts)
+        return [work for work in works if work.decodes]
+
+    def _fetch(self) -> None:
+        """What was computed on the CPU is in the pages of those who still want it."""
+        if self._away is None:
+            return
+        self._away.look()
+        if self._away.done:
+            self._prepared = None
+            for work in self._away.fetch():
+                self._scheduler.accept(work)
 
     def _described(self, works: list[Work], ahead: int = 0) -> Pass:
         batch = Batch.of([work.span(ahead) for work in works])
@@ -215,7 +261,7 @@ class Engine:
             self._looked_up += sequence.prompt
             self._found += sequence.cached
             sequence.answered = self._clock()
-        sequence.tokens.append(sampled.token)
+        sequence.add(sampled.token)
         self._scheduler.answered(sequence)
         finish = sequence.finish()
         cost = sequence.cost(self._clock()) if first or finish else None

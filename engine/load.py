@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import mlx.core as mx
 
+from engine.away import Away
 from engine.batch import Batch
 from engine.builtin_ops import BuiltinOps, BuiltinPool
 from engine.builtin_weights import BuiltinLoader, activation_dtype, device_bytes
@@ -15,7 +16,7 @@ from engine.chips import chip
 from engine.cores import default_threads
 from engine.device_memory import GPUMemory
 from engine.engine import Engine, Limits, PassOps
-from engine.memory import Room, free_memory, memory_need, room_for, token_bytes
+from engine.memory import Room, copied_tokens, free_memory, memory_need, room_for, token_bytes
 from engine.messages import EngineSpec
 from engine.metal import device as metal
 from engine.metal import layering
@@ -38,7 +39,7 @@ from quant.mlx_folder import MLXFolder
 from quant.open import open_checkpoint
 
 # Goes up with every change of a kernel's bits or a page's layout: pages on disk from before are not those of today.
-ARITHMETIC = 1
+ARITHMETIC = 2
 # MLX's attention takes keys and values that lie together: pages are gathered for it, and it may want them in its order.
 GATHERED = 2
 DISK_BUDGET = 10 * 2**30  # bytes, where a folder is given and no budget
@@ -75,8 +76,27 @@ def load(spec: EngineSpec) -> Loaded:
     steep = steepness(brought.config)
     made_by = f"{ARITHMETIC} {brought.device} {spec.kv} {PAGE}".encode()
     cache = PageCache(room.cache // PAGE, brought.pages, _tier(spec, brought), identity + made_by, steep)
-    engine = Engine(brought.model, brought.ops_of, cache, limits, pace=Pace(steep), lazy=_fills_in_late())
+    away = _away(spec, brought) if brought.placement.beside else None
+    engine = Engine(
+        brought.model,
+        brought.ops_of,
+        cache,
+        limits,
+        pace=Pace(steep),
+        lazy=_fills_in_late(),
+        decoded=None if brought.device == "cpu" else 0 if away is None else 1,
+        away=away,
+    )
     return Loaded(engine, brought.device, brought.placement)
+
+
+def _away(spec: EngineSpec, brought: Brought) -> Away:
+    """The CPU's kernels and threads are ready for prompts, over the weights and into the pages of the GPU."""
+    from engine.beside import Beside
+
+    start_cpu(spec.threads)
+    passes = Beside(brought.model, brought.room.context, KV[spec.kv])
+    return Away(passes, cast(BuiltinPool, brought.pages))
 
 
 def _fills_in_late() -> bool:
@@ -98,19 +118,26 @@ def bring(spec: EngineSpec, checkpoint: GGUFFile | MLXFolder) -> Brought:
         raise EngineError(f"--kv-format {spec.kv} is for the CPU device; here it can be {', '.join(KV)}")
     weights = _weights(device, spec, checkpoint)
     on_gpu = _on_gpu(device)
-    placement = settle(spec.prefill, chip() or "", _operations(checkpoint), weights, on_gpu=on_gpu)
-    room = _room_on_gpu(config, weights, spec) if on_gpu else room_for(config, weights, spec, free_memory())
+    operations = _operations(checkpoint)
+    placement = settle(spec.prefill, chip() or "", operations, weights, on_gpu=on_gpu, native=device == "cpu")
+    beside = placement.beside
+    if on_gpu:
+        room = _room_on_gpu(config, weights, spec, beside=beside)
+    else:
+        room = room_for(config, weights, spec, free_memory(), beside=beside)
     model, ops_of, pages, kernels = _SIDES[device](spec, config, checkpoint, room)
-    return Brought(config, room, model, ops_of, pages, _name(device) + kernels, placement)
+    name = _name(device) + ("+cpu-prefill" if beside else "") + kernels
+    return Brought(config, room, model, ops_of, pages, name, placement)
 
 
-def _room_on_gpu(config: ModelConfig, weights: int, spec: EngineSpec) -> Room:
+def _room_on_gpu(config: ModelConfig, weights: int, spec: EngineSpec, *, beside: bool) -> Room:
     """As much as the GPU can hold, and MLX is told so before anything is loaded."""
     memory = GPUMemory.of(mx.device_info())
-    room = room_for(config, weights, spec, memory.free, GATHERED)
+    room = room_for(config, weights, spec, memory.free, GATHERED, beside=beside)
     memory.check_pool(room.cache * token_bytes(config, spec.kv) // config.layers)
-    gathered = GATHERED * spec.max_batch * room.context
-    limits = memory.limits(memory_need(config, weights, room.cache, spec.kv, spec.max_batch, gathered))
+    gathered = copied_tokens(config, spec.max_batch, GATHERED, beside=beside) * room.context
+    need = memory_need(config, weights, room.cache, spec.kv, spec.max_batch, gathered, beside=beside)
+    limits = memory.limits(need)
     mx.set_memory_limit(limits.memory)
     mx.set_cache_limit(limits.cache)
     if mx.metal.is_available():

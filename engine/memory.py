@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.chips import machine_memory
 from engine.messages import EngineSpec
-from engine.pace import PREFILL
+from engine.pace import PIECE, PREFILL
 from kvcache.pages import PAGE
 from models.config import ModelConfig
 from quant.errors import EngineError, NotEnoughMemory
@@ -58,16 +58,27 @@ def _head_bytes(width: int, kv: str) -> int:
 
 
 def memory_need(
-    config: ModelConfig, weights: int, cache: int, kv: str = "f16", max_batch: int = 16, gathered: int = 0
+    config: ModelConfig,
+    weights: int,
+    cache: int,
+    kv: str = "f16",
+    max_batch: int = 16,
+    gathered: int = 0,
+    *,
+    beside: bool = False,
 ) -> Need:
-    """With weights of so many bytes, a cache for so many tokens, and so many whose pages attention gathers at once."""
+    """With weights of so many bytes, a cache for so many tokens, and so many that lie in memory again in one layer.
+
+    Beside a GPU the CPU computes prompts with panels of a layer, in rows of its own.
+    """
     heads = config.attention.heads * config.attention.head_dim
     row = 4 * (4 * config.width + 4 * heads + 3 * config.ffn)  # float32 activations that live at once
-    rows = PREFILL + max_batch  # of the largest pass
+    rows = PREFILL + max_batch + (PIECE if beside else 0)  # of the largest pass
+    panels = weights // config.layers if beside else 0
     logits = 8 * max_batch * config.vocab
     rope = 4 * min(cache, config.context) * config.attention.rope.dims
     copies = gathered * token_bytes(config, kv) // config.layers  # one layer after the other
-    return Need(weights, cache * token_bytes(config, kv), rows * row + logits + rope + copies)
+    return Need(weights, cache * token_bytes(config, kv), rows * row + logits + rope + copies + panels)
 
 
 def check_fits(need: Need, free: int) -> None:
@@ -79,18 +90,28 @@ def check_fits(need: Need, free: int) -> None:
         )
 
 
-def room_for(config: ModelConfig, weights: int, spec: EngineSpec, free: int, copies: int = 0) -> Room:
+def copied_tokens(config: ModelConfig, max_batch: int, copies: int, *, beside: bool) -> int:
+    """Tokens that lie in memory again in one layer, for each token of context.
+
+    `copies` is how often keys and values do while they are attended, all sequences' as long as the longest one's. A
+    pass on the CPU beside has a copy of its sequences in all layers, coming or going, and pages of one layer.
+    """
+    return copies * max_batch + (config.layers + 1 if beside else 0)
+
+
+def room_for(
+    config: ModelConfig, weights: int, spec: EngineSpec, free: int, copies: int = 0, *, beside: bool = False
+) -> Room:
     """What was asked for, or else what the model takes and the machine has. Raises if that is not to be had.
 
-    `copies` is how often a layer's keys and values lie in memory again while they are attended, all sequences' as long
-    as the longest one's.
+    For `copies` see copied_tokens.
     """
     if spec.context is not None and spec.context > config.context:
         raise EngineError(f"a context of {spec.context} was asked for; the model was made for {config.context}")
-    without = memory_need(config, weights, 0, spec.kv, spec.max_batch)
+    without = memory_need(config, weights, 0, spec.kv, spec.max_batch, beside=beside)
     token = token_bytes(config, spec.kv) + 4 * config.attention.rope.dims
     spare = int(SHARE * free - without.total)
-    gathered = copies * spec.max_batch  # for each token of context
+    gathered = copied_tokens(config, spec.max_batch, copies, beside=beside)
     gathering = -(-gathered * token_bytes(config, spec.kv) // config.layers)
     longest = spare // (token + gathering) // PAGE * PAGE
     usual = min(config.context, USUAL_CONTEXT)
@@ -101,7 +122,7 @@ def room_for(config: ModelConfig, weights: int, spec: EngineSpec, free: int, cop
         context = cache
     if cache < context:
         raise EngineError(f"a context of {context} tokens does not fit in a cache of {cache}")
-    check_fits(memory_need(config, weights, cache, spec.kv, spec.max_batch, gathered * context), free)
+    check_fits(memory_need(config, weights, cache, spec.kv, spec.max_batch, gathered * context, beside=beside), free)
     return Room(context, cache)
 
 

@@ -83,6 +83,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     seconds: float
     prefill: Literal["cpu", "gpu"] = "cpu"  # where prompts are computed,
     reason: str = ""  # and why
+    answers_serve: bool = True  # an answer's pages serve the prompt of the next turn
 
 
 class Fault(msgspec.Struct, frozen=True, tag=True):

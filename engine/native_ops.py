@@ -1,6 +1,7 @@
 """A model's verbs on the CPU: primitives of the native extension; no matmul falls to MLX's own CPU backend."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -39,10 +40,19 @@ class NativePool:
         _native.write_page(self.layers, page, content)
 
 
+class Paged(Protocol):
+    """What a pass needs of a pool: the pages (pages, elements) of each layer, and rope's table."""
+
+    @property
+    def layers(self) -> list[mx.array]: ...
+    @property
+    def rope(self) -> mx.array: ...
+
+
 class NativeOps:
     """One pass over a batch. Activations are (T, width) float32."""
 
-    def __init__(self, config: ModelConfig, pool: NativePool, batch: Batch) -> None:
+    def __init__(self, config: ModelConfig, pool: Paged, batch: Batch) -> None:
         shape = config.attention
         self._batch = batch
         self._eps = config.eps
@@ -74,23 +84,25 @@ class NativeOps:
 
     def add_attention(self, layer: int, x: mx.array, weights: Attention, rows: Rows) -> mx.array:
         only_picked = rows is Rows.PICKED and not self._picks_all
-        return _native.add_attention(x, self._layers[layer], self._plan, _attention(weights), only_picked)
+        return _native.add_attention(x, self._layers[layer], self._plan, self._attention(weights), only_picked)
 
     def add_mlp(self, x: mx.array, weights: GatedMLP) -> mx.array:
         linears = (weights.gate, weights.up, weights.down)
-        return _native.add_gated_mlp(x, *_projections(linears), weights.norm, self._eps)
+        return _native.add_gated_mlp(x, *self._projections(linears), weights.norm, self._eps)
 
     def logits(self, x: mx.array, norm: mx.array, head: Linear) -> mx.array:
-        return _native.project(x, *_projections([head]), norm, self._eps)[0]
+        return _native.project(x, *self._projections([head]), norm, self._eps)[0]
 
+    def panels(self, matrix: Matrix) -> _native.Panels:
+        """What kernels read of a matrix."""
+        return panels(matrix)
 
-def _projections(linears: Sequence[Linear]) -> tuple[list[_native.Panels], list[mx.array | None]]:
-    return [panels(w.matrix) for w in linears], [w.bias for w in linears]
+    def _projections(self, linears: Sequence[Linear]) -> tuple[list[_native.Panels], list[mx.array | None]]:
+        return [self.panels(w.matrix) for w in linears], [w.bias for w in linears]
 
-
-def _attention(weights: Attention) -> _native.AttentionWeights:
-    norms = weights.head_norms
-    matrices, biases = _projections((weights.q, weights.k, weights.v, weights.out))
-    return _native.AttentionWeights(
-        weights.norm, matrices, biases, norms.q if norms else None, norms.k if norms else None
-    )
+    def _attention(self, weights: Attention) -> _native.AttentionWeights:
+        norms = weights.head_norms
+        matrices, biases = self._projections((weights.q, weights.k, weights.v, weights.out))
+        return _native.AttentionWeights(
+            weights.norm, matrices, biases, norms.q if norms else None, norms.k if norms else None
+        )

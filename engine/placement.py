@@ -1,7 +1,7 @@
 """Placement: where prompts are computed when the GPU decodes. A function of rates, settled at start, never of load."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.chips import BANDWIDTHS
@@ -12,9 +12,6 @@ Where = Literal["cpu", "gpu"]
 Asked = Literal["auto", "cpu", "gpu"]
 
 ASSUMED_CONTENTION = 0.1  # of decoding's rate, that a prompt on the CPU costs it: power and queues; nobody measured it
-
-# The decision needs a kernel that multiplies on the CPU with the weights as the GPU reads them: docs/placement.md.
-MISSING = "the CPU has no kernels yet that read the GPU's copy of the weights"
 
 
 @dataclass(frozen=True)
@@ -29,10 +26,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where prompts go, and why, in words for a log."""
+    """Where prompts go, and why, in words for a log. `beside`: answers are computed elsewhere."""
 
     where: Where
     reason: str
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,20 +111,19 @@ def contention(rates: Rates) -> float:
     return max(rates.contention, rates.cpu_prefill / PREFILL / rates.gpu_decode)
 
 
-def settle(asked: Asked, chip: str, operations: float, weights: float, *, on_gpu: bool) -> Placement:
-    """Where prompts go, or EngineError if that cannot be had. On the CPU's devices there is one place only."""
-    if not on_gpu:
-        if asked == "gpu":
-            raise EngineError("--prefill gpu: the model is on the CPU")
+def settle(asked: Asked, chip: str, operations: float, weights: float, *, on_gpu: bool, native: bool) -> Placement:
+    """Where prompts go, or EngineError if that cannot be had. A model of the CPU's own kernels (`native`) has one
+    place only; one that MLX's kernels compute on a CPU stands in for a GPU if asked."""
+    if not on_gpu and asked == "gpu":
+        raise EngineError("--prefill gpu: the model is on the CPU")
+    if native or (not on_gpu and asked == "auto"):
         return Placement("cpu", "the model is there")
     if asked == "cpu":
-        raise EngineError(f"--prefill cpu: not built for a model on the GPU: {MISSING}")
+        return Placement("cpu", "as asked", beside=True)
     if asked == "gpu":
         return Placement("gpu", "as asked")
     unit = CHIPS.get(chip)
     if unit is None or not unit.sme:
         return Placement("gpu", "the CPU has no matrix unit for prompts" if unit else "the chip's rates are not known")
     found = place(expected(unit, operations, weights))
-    if found.where == "cpu":
-        return Placement("gpu", f"{MISSING}; with them, {found.reason}")
-    return found
+    return replace(found, beside=found.where == "cpu")

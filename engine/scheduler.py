@@ -3,13 +3,13 @@
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from engine.batch import Span
+from engine.away import Away
 from engine.pace import PREFILL as MOST
 from engine.pace import ROWS, Pace
 from engine.sequence import Sequence
 from engine.turns import ANSWER, Turns
+from engine.work import Work
 from kvcache.cache import PageCache
 from kvcache.lease import Lease
 from kvcache.pages import PAGE
@@ -20,43 +20,19 @@ ALIKE = 8  # common tokens that are worth waiting for somebody else's pass
 COLD_BESIDE_DECODE, COLD = 1, 8  # pages handed to a further tier before a pass
 
 
-@dataclass(frozen=True)
-class Work:
-    """The next `count` tokens of a sequence."""
-
-    sequence: Sequence
-    count: int
-
-    @property
-    def reaches_end(self) -> bool:
-        return self.count == self.sequence.todo
-
-    @property
-    def answers(self) -> bool:
-        """It is the one token that follows an answer's last, and no prompt."""
-        return self.sequence.todo == 1
-
-    @property
-    def pages(self) -> list[int]:
-        return self.sequence.lease.pages if self.sequence.lease else []
-
-    def span(self, ahead: int) -> Span:
-        """As it will be when the sequence has so many more tokens, of which nothing is known yet."""
-        s, past = self.sequence, self.sequence.computed + ahead
-        tokens = s.tokens[past : past + self.count] or [0] * self.count
-        return Span(tokens, past, self.pages, self.reaches_end)
-
-
 class Scheduler:
     """Sequences that run, in the order of their rank, and those that wait for their turn. Owner: the engine.
 
     Who runs keeps its rank, older than that of whoever has a turn later: when pages run out, the youngest gives its own
     back and waits. So the oldest always goes on, and everybody who had a turn comes to be the oldest; everybody who
     waits has a turn (see Turns). That tokens stay the same through all of this is law 1.
+
+    With a CPU beside, tokens of the prompts' class are computed there, and whose are under way is not planned again.
     """
 
-    def __init__(self, cache: PageCache, max_batch: int, pace: Pace) -> None:
+    def __init__(self, cache: PageCache, max_batch: int, pace: Pace, away: Away | None = None) -> None:
         self._cache = cache
+        self._away = away
         self._max_batch = max_batch
         self._pace = pace
         self._turns = Turns()
@@ -111,21 +87,22 @@ class Scheduler:
 
         Asked while the tokens before them are still computed: each sequence has one token less than it will have.
         """
-        if self._turns or any(s.todo != 1 for s in self.running):
+        here = [s for s in self.running if not self._elsewhere(s)]
+        if self._turns or any(s.todo != 1 for s in here):
             return None
-        needs = [self._cache.missing(_lease(s), len(s.tokens) + 1) for s in self.running]
-        if not self.running or sum(needs) > self._cache.available:
+        needs = [self._cache.missing(_lease(s), len(s.tokens) + 1) for s in here]
+        if not here or sum(needs) > self._cache.available:
             return None
-        for sequence in self.running:
+        for sequence in here:
             self._cache.grow(_lease(sequence), len(sequence.tokens) + 1)
-        return [Work(s, 1) for s in self.running]
+        return [Work(s, 1) for s in here]
 
     def accept(self, work: Work) -> None:
         """The work was computed."""
         s, lease = work.sequence, _lease(work.sequence)
         past = lease.filled
         s.worked += max(0, min(past + work.count, s.prompt) - past)
-        self._cache.fill(lease, s.tokens, past + work.count)
+        self._cache.fill(lease, s.keys, past + work.count)
 
     def answered(self, sequence: Sequence) -> None:
         """It has a token more."""
@@ -134,6 +111,8 @@ class Scheduler:
     def check(self) -> None:
         """The laws of the scheduler, its sequences and the cache hold together."""
         self._cache.check()
+        if self._away is not None:
+            self._away.check()
         assert all(s.lease is not None and s.lease.open for s in self.running), "a sequence runs without a lease"
         assert all(s.lease is None for s in self._turns), "a waiting sequence holds something"
         assert len(self.running) <= self._max_batch, "more sequences run than a pass has room for"
@@ -145,7 +124,7 @@ class Scheduler:
             if self._blocked == (sequence.id, self._cache.available):
                 return
             lease = self._cache.open(sequence.asker.salt)
-            self._cache.find(lease, sequence.tokens)
+            self._cache.find(lease, sequence.keys)
             if self._cache.missing(lease, len(sequence.tokens)) + self._promised() > self._cache.available:
                 self._cache.close(lease)
                 self._blocked = (sequence.id, self._cache.available)
@@ -173,6 +152,10 @@ class Scheduler:
             self._turns.charge(sequence, self._pace.cost(lease.filled, sequence.todo))
         insort(self.running, sequence, key=_rank)
 
+    def _elsewhere(self, sequence: Sequence) -> bool:
+        """Its next tokens are the CPU's, which is at work: until that is over, nothing is to be done for it here."""
+        return self._away is not None and not self._away.free and sequence.computed < sequence.border
+
     def _promised(self) -> int:
         """Pages that running sequences lack for what they have to compute, and one more for each."""
         return sum(self._cache.missing(_lease(s), len(s.tokens)) + 1 for s in self.running)
@@ -181,27 +164,40 @@ class Scheduler:
         return [Work(s, 1) for s in self.running if s.todo == 1]
 
     def _prompts(self) -> Iterator[Work]:
-        """Prompts share the pass's budget by their flows' weights. What two have in common the older computes for both.
-
-        So the oldest of all waits for nobody.
-        """
+        """Prompts share the pass's budget by their flows' weights; with a CPU beside, it takes them by their rank."""
         prompts = [s for s in self.running if s.todo > 1]
-        flows = Counter(id(self._turns.flow(s)) for s in prompts)
-        weights: dict[Sequence, float] = {}
-        for sequence in prompts:
-            lease = _lease(sequence)
-            self._cache.find(lease, sequence.tokens)
-            if lease.awaits:
-                continue
-            leader = next((other for other in weights if _follows(sequence, other)), sequence)
-            if leader is sequence:
-                self._cache.find_part(lease, sequence.tokens)
-            flow = self._turns.flow(sequence)  # whose weight is for all its prompts together
-            weights[leader] = weights.get(leader, 0) + flow.weight / flows[id(flow)]
+        weights = self._weights(prompts)
+        if self._away is not None:
+            yield from self._away.next(s for s in weights if s.computed < s.border)
+            weights = {s: weight for s, weight in weights.items() if s.computed >= s.border}
         answering = len(self.running) - len(prompts)
         if weights:
             least = min(s.computed for s in weights)
             yield from self._shares(weights, self._pace.budget(least, answering), answering)
+
+    def _weights(self, prompts: list[Sequence]) -> dict[Sequence, float]:
+        """Those whose next tokens are to be computed. What two have in common the older computes for both.
+
+        So the oldest of all waits for nobody, but for what a pass under way on the CPU is about to bring.
+        """
+        away = self._away.sequences if self._away else []
+        flows = Counter(id(self._turns.flow(s)) for s in prompts)
+        weights: dict[Sequence, float] = {}
+        for sequence in prompts:
+            if sequence in away:
+                continue
+            lease = _lease(sequence)
+            self._cache.find(lease, sequence.keys)
+            if lease.awaits:
+                continue
+            leader = next((other for other in (*away, *weights) if _follows(sequence, other)), sequence)
+            if leader in away:
+                continue
+            if leader is sequence:
+                self._cache.find_part(lease, sequence.keys)
+            flow = self._turns.flow(sequence)  # whose weight is for all its prompts together
+            weights[leader] = weights.get(leader, 0) + flow.weight / flows[id(flow)]
+        return weights
 
     def _shares(self, weights: dict[Sequence, float], budget: float, answering: int) -> Iterator[Work]:
         """What short ones leave over goes to the longer."""
@@ -211,8 +207,8 @@ class Scheduler:
         members, most = sorted(weights, key=lambda s: costs[s] / weights[s]), MOST
         for i, s in enumerate(members):
             share = budget * weights[s] / sum(weights[other] for other in members[i:])
-            count = min(self._pace.tokens(s.computed, share), s.todo, most)
-            if len(weights) == 1 and count < s.todo and count + answering > 2 * ROWS:
+            count = min(self._pace.tokens(s.computed, share), s.alike, most)
+            if len(weights) == 1 and count < s.alike and count + answering > 2 * ROWS:
                 count = (count + answering) // ROWS * ROWS - answering
             budget -= min(share, costs[s])
             most -= count
@@ -257,8 +253,8 @@ def _follows(sequence: Sequence, leader: Sequence) -> bool:
     if mine.node is not lead.node:
         return False
     start = mine.depth * PAGE
-    wanted = as_bytes(sequence.tokens[start : min(start + PAGE, len(sequence.tokens) - 1)])
-    alike = common(wanted, as_bytes(leader.tokens[start : start + PAGE]))
+    wanted = as_bytes(sequence.keys[start : min(start + PAGE, len(sequence.keys) - 1)])
+    alike = common(wanted, as_bytes(leader.keys[start : start + PAGE]))
     return alike > mine.filled - start and (alike * 4 == len(wanted) or alike >= lead.filled - start + ALIKE)
 
 

@@ -3,6 +3,8 @@
 from engine.messages import Cost, Finish, Sampling, Submit
 from kvcache.lease import Lease
 
+MARK = 1 << 30  # beyond any vocabulary
+
 
 class Sequence:
     """Tokens of a request, and how far they are computed. Owner: the scheduler.
@@ -10,18 +12,25 @@ class Sequence:
         0 <= computed < len(tokens) <= limit
 
         tokens  | prompt ............. | answer ....... |
+        class   | prompts' .... border | answers' ..... |
         lease   | computed .................. | to do . |
 
     One that waits has no lease and nothing computed; what it had answered before it was put back, it keeps.
+
+    Where kernels of prompts and of answers round differently, a token's class is a matter of its index alone, and the
+    cache knows keys and values by their class: in `keys` tokens of the answers' class are marked.
     """
 
-    def __init__(self, submit: Submit, context: int, now: float = 0.0) -> None:
+    def __init__(self, submit: Submit, context: int, now: float = 0.0, decoded: int | None = None) -> None:
+        """So many of its prompt's last tokens are of the answers' class. None: one class serves all."""
         self.id = submit.id
         self.sampling: Sampling = submit.sampling
         self.asker = submit.asker
         self.tokens = list(submit.prompt)
         self.prompt = len(submit.prompt)
         self.limit = min(self.prompt + submit.sampling.max_tokens, context)
+        self.border = self.limit if decoded is None else self.prompt - decoded
+        self.keys = [*self.tokens[: self.border], *(token | MARK for token in self.tokens[self.border :])]
         self.lease: Lease | None = None
         self.rank: float | None = None  # from its first turn on: the higher, the sooner it gives up its pages
         self.worked = 0  # prompt tokens that were computed for it
@@ -37,6 +46,16 @@ class Sequence:
     def todo(self) -> int:
         """Tokens whose keys and values are still to be computed; the last of them gives the next token."""
         return len(self.tokens) - self.computed
+
+    @property
+    def alike(self) -> int:
+        """How many of those, from the first on, are of one class."""
+        return min(self.todo, self.border - self.computed) if self.computed < self.border else self.todo
+
+    def add(self, token: int) -> None:
+        """It goes on with this one."""
+        self.keys.append(token if len(self.tokens) < self.border else token | MARK)
+        self.tokens.append(token)
 
     @property
     def cached(self) -> int:

@@ -50,14 +50,15 @@ class Miss:
 
 
 class Memory:
-    """The last prompts of each conversation, with their answers, and the last misses.
+    """The last prompts of each conversation, with their answers if those serve prompts too, and the last misses.
 
     When there are too many tokens, or conversations, the one that was silent for longest is forgotten.
     """
 
-    def __init__(self, tokenizer: Tokenizer, most_tokens: int = MOST_TOKENS) -> None:
+    def __init__(self, tokenizer: Tokenizer, most_tokens: int = MOST_TOKENS, *, answers: bool = True) -> None:
         self.misses: deque[Miss] = deque(maxlen=MOST_MISSES)
         self.tokens = 0
+        self.answers = answers
         self._tokenizer = tokenizer
         self._most = most_tokens
         self._said: OrderedDict[Conversation, list[Ids]] = OrderedDict()
@@ -116,8 +117,8 @@ class Recollection:
         self._memory.remember(self._conversation, self._ids, self._earlier if goes_on else None)
 
     def answered(self, tokens: Sequence[int]) -> None:
-        """What followed is in the cache, too."""
-        if self._computed and tokens:
+        """What followed is in the cache, too, where a prompt finds it."""
+        if self._computed and tokens and self._memory.answers:
             prompt = self._ids
             self._ids = np.concatenate((prompt, np.asarray(tokens, np.int32)))
             self._memory.remember(self._conversation, self._ids, prompt)

@@ -50,7 +50,7 @@ class Served:
 
     @cached_property
     def memory(self) -> Memory:
-        return Memory(self.card.tokenizer)
+        return Memory(self.card.tokenizer, answers=self.engine.ready.answers_serve)
 
     @property
     def fingerprint(self) -> str:

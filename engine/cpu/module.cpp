@@ -12,6 +12,7 @@
 #include "layer_op.h"
 #include "pack.h"
 #include "page_store.h"
+#include "page_tokens.h"
 #include "pool.h"
 #include "probe.h"
 #include "row_ops.h"
@@ -59,6 +60,18 @@ void page_from_bytes(const LayerPages &layers, int64_t page, const nb::bytes &co
   write_page(layers, page, from);
 }
 
+void tokens_put(const mx::array &pages, const Ints &table, int64_t first, const mx::array &tokens) {
+  const std::vector<int32_t> own = ints(table);
+  nb::gil_scoped_release others_go_on;
+  put_tokens(pages, own, first, tokens);
+}
+
+mx::array tokens_taken(const mx::array &pages, const Ints &table, int64_t first, int64_t count, int64_t kv_heads, int64_t head_dim) {
+  const std::vector<int32_t> own = ints(table);
+  nb::gil_scoped_release others_go_on;
+  return take_tokens(pages, own, first, count, kv_heads, head_dim);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -76,6 +89,9 @@ NB_MODULE(_native, m) {
       .def_prop_ro("cols", [](const Panels &p) { return p.cols; })
       .def_prop_ro("nbytes", [](const Panels &p) { return p.nbytes(); });
   m.def("pack", &pack, "planes"_a, "format"_a, "rows"_a, "cols"_a, nb::call_guard<nb::gil_scoped_release>());
+  nb::class_<Room>(m, "Room").def(nb::init<>()).def_prop_ro("nbytes", &Room::nbytes);
+  m.def("pack_arrays", &pack_arrays, "planes"_a, "format"_a, "rows"_a, "cols"_a, "room"_a.none() = nb::none(),
+        nb::call_guard<nb::gil_scoped_release>());
   m.def("decode_row", &decode_row_array, "panels"_a, "row"_a);
 
   m.def("embed", &embed, "tokens"_a, "table"_a);
@@ -93,6 +109,8 @@ NB_MODULE(_native, m) {
   m.def("copy_page", &copied, "layers"_a, "source"_a, "target"_a);
   m.def("read_page", &bytes_of_page, "layers"_a, "page"_a);
   m.def("write_page", &page_from_bytes, "layers"_a, "page"_a, "content"_a);
+  m.def("put_tokens", &tokens_put, "pages"_a, "table"_a, "first"_a, "tokens"_a);
+  m.def("take_tokens", &tokens_taken, "pages"_a, "table"_a, "first"_a, "count"_a, "kv_heads"_a, "head_dim"_a);
   m.def("attend", &attend, "plan"_a, "pages"_a, "q"_a, "k"_a, "v"_a, "q_norm"_a.none(), "k_norm"_a.none());
   nb::class_<AttentionWeights>(m, "AttentionWeights")
       .def(nb::init<mx::array, std::vector<Matrix>, std::vector<Bias>, Norm, Norm>(), "norm"_a, "matrices"_a, "biases"_a,

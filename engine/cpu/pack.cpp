@@ -1,4 +1,4 @@
-// Packing: strips of 16 rows are read from the file and woven into a panel, in parallel over panels.
+// Packing: strips of 16 rows, read from a file or found in memory, are woven into a panel, in parallel over panels.
 #include "pack.h"
 
 #include <unistd.h>
@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <stdexcept>
 
@@ -18,7 +19,18 @@
 namespace puna {
 namespace {
 
+namespace mx = mlx::core;
+
 constexpr int64_t UNIT_BYTES = 1 << 20;  // of the file: enough that a unit's scratch costs nothing
+
+// Bytes of a tensor, and the table's word for their type.
+struct Plane {
+  int64_t nbytes;
+  std::string dtype;
+};
+
+// So many bytes of a plane from an offset on: put into `scratch`, or where they lie anyway.
+using Source = std::function<const uint8_t *(size_t plane, int64_t offset, int64_t nbytes, uint8_t *scratch)>;
 
 Number number_of(const std::string &dtype) {
   if (dtype == "f16") return Number::f16;
@@ -116,9 +128,9 @@ void weave_dense(const uint8_t *rows, int64_t count, const Panels &panels, uint8
   std::fill(out + panels.cols * COLUMNS, out + panels.superblocks * SUPERBLOCK * COLUMNS, Word{0});
 }
 
-// What packing one tensor needs: its spans, and the bytes of a row in each.
+// What packing one tensor needs: its planes, and the bytes of a row in each.
 struct Job {
-  const std::vector<PlaneSpan> &planes;
+  const Source &source;
   std::vector<int64_t> bytes;
   StageKernel stage;
   const Panels &panels;
@@ -135,10 +147,8 @@ struct Job {
 void Job::pack_panel(int64_t i, uint8_t *scratch) const {
   const int64_t count = std::min(COLUMNS, panels.rows - i * COLUMNS);
   const uint8_t *at[3] = {};
-  for (size_t p = 0; p < planes.size(); ++p) {
-    const auto &[fd, offset, nbytes, dtype] = planes[p];
-    read_exactly(fd, scratch, offset + i * COLUMNS * bytes[p], count * bytes[p]);
-    at[p] = scratch;
+  for (size_t p = 0; p < bytes.size(); ++p) {
+    at[p] = source(p, i * COLUMNS * bytes[p], count * bytes[p], scratch);
     scratch += COLUMNS * bytes[p];
   }
   weave({at[0], at[1], at[2], panels.cols}, count, panels.panel(i));
@@ -183,34 +193,32 @@ void run_throwing(int64_t units, const F &f) {
 }
 
 // The one type of an affine tensor's scales and biases; GGUF formats have none of their own planes.
-Number scale_number(const std::vector<PlaneSpan> &planes) {
+Number scale_number(const std::vector<Plane> &planes) {
   if (planes.size() != 3) return Number::f32;
-  const Number number = number_of(std::get<3>(planes[1]));
-  if (number_of(std::get<3>(planes[2])) != number) throw std::runtime_error("scales and biases differ in type");
+  const Number number = number_of(planes[1].dtype);
+  if (number_of(planes[2].dtype) != number) throw std::runtime_error("scales and biases differ in type");
   return number;
 }
 
-void check_sizes(const std::vector<PlaneSpan> &planes, const std::vector<int64_t> &bytes, int64_t rows) {
+void check_sizes(const std::vector<Plane> &planes, const std::vector<int64_t> &bytes, int64_t rows) {
   if (planes.size() != bytes.size()) throw std::runtime_error("wrong number of planes for the format");
   for (size_t p = 0; p < planes.size(); ++p) {
-    const int64_t has = std::get<2>(planes[p]), asked = rows * bytes[p];
+    const int64_t has = planes[p].nbytes, asked = rows * bytes[p];
     if (has == asked) continue;
     throw std::runtime_error("a plane has " + std::to_string(has) + " bytes; its shape asks for " +
                              std::to_string(asked));
   }
 }
 
-}  // namespace
-
-std::shared_ptr<Panels> pack(const std::vector<PlaneSpan> &planes, const std::string &format, int64_t rows,
-                             int64_t cols) {
+std::shared_ptr<Panels> packed(const std::vector<Plane> &planes, const Source &source, const std::string &format, int64_t rows,
+                               int64_t cols, Room *room) {
   if (rows <= 0 || cols <= 0) throw std::runtime_error("a matrix needs rows and columns");
   const Format row = format_of(format);
   const Number scales = scale_number(planes);
   const std::vector<int64_t> bytes = row_bytes(row, scales, cols);
   check_sizes(planes, bytes, rows);
-  auto panels = std::make_shared<Panels>(target_of(row, scales), rows, cols);
-  const Job job{planes, bytes, stage_of(row, scales), *panels};
+  auto panels = std::make_shared<Panels>(target_of(row, scales), rows, cols, room);
+  const Job job{source, bytes, stage_of(row, scales), *panels};
   const int64_t per_unit = std::max<int64_t>(1, UNIT_BYTES / job.strip_bytes());
   run_throwing((panels->count() + per_unit - 1) / per_unit, [&](int64_t unit) {
     const auto scratch = std::make_unique_for_overwrite<uint8_t[]>(job.strip_bytes());
@@ -218,6 +226,49 @@ std::shared_ptr<Panels> pack(const std::vector<PlaneSpan> &planes, const std::st
     for (int64_t i = unit * per_unit; i < end; ++i) job.pack_panel(i, scratch.get());
   });
   return panels;
+}
+
+std::string word_of(mx::Dtype dtype) {
+  if (dtype == mx::float32) return "f32";
+  if (dtype == mx::float16) return "f16";
+  if (dtype == mx::bfloat16) return "bf16";
+  if (dtype == mx::uint32) return "u32";
+  if (dtype == mx::uint8) return "u8";
+  throw std::runtime_error("planes are of bytes, words or numbers");
+}
+
+// The type of a plane of codes: of a dense format it is the format's own name.
+std::string word_of_codes(const std::string &format) {
+  const Format row = format_of(format);
+  for (const AffineRow &affine : affine_rows)
+    if (affine.format == row) return "u32";
+  for (const BlockRow &block : block_rows)
+    if (block.format == row && block.values == 1) return format;
+  return "u8";
+}
+
+}  // namespace
+
+std::shared_ptr<Panels> pack(const std::vector<PlaneSpan> &spans, const std::string &format, int64_t rows, int64_t cols) {
+  std::vector<Plane> planes;
+  for (const auto &[fd, offset, nbytes, dtype] : spans) planes.push_back({nbytes, dtype});
+  const auto read = [&](size_t plane, int64_t offset, int64_t nbytes, uint8_t *scratch) {
+    read_exactly(std::get<0>(spans[plane]), scratch, std::get<1>(spans[plane]) + offset, nbytes);
+    return scratch;
+  };
+  return packed(planes, read, format, rows, cols, nullptr);
+}
+
+std::shared_ptr<Panels> pack_arrays(const std::vector<mx::array> &arrays, const std::string &format, int64_t rows,
+                                    int64_t cols, Room *room) {
+  std::vector<Plane> planes;
+  for (const mx::array &array : arrays) {
+    if (!array.is_available() || !array.flags().row_contiguous) throw std::runtime_error("a plane does not lie plainly in memory");
+    planes.push_back({static_cast<int64_t>(array.nbytes()), word_of(array.dtype())});
+  }
+  if (!planes.empty() && planes[0].dtype != word_of_codes(format)) throw std::runtime_error("codes are of another type");
+  const auto there = [&](size_t plane, int64_t offset, int64_t, uint8_t *) { return arrays[plane].data<uint8_t>() + offset; };
+  return packed(planes, there, format, rows, cols, room);
 }
 
 }  // namespace puna

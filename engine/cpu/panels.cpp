@@ -21,13 +21,12 @@ namespace {
 constexpr size_t HUGE_PAGE = 2 << 20;
 constexpr size_t SLAB = 64 << 20;
 
-// Matrices lie one behind the other in slabs of huge pages, as they were loaded, so that a token's pass over a model is a
-// few long runs: with small pages, each a walk through the system's tables, a thread reads about two thirds as fast.
+// Huge pages: with small ones, each a walk through the system's tables, a thread reads about two thirds as fast.
 struct Slab {
   size_t size, used = 0;
   uint8_t *memory;
 
-  explicit Slab(size_t bytes) : size((std::max(bytes, SLAB) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE) {
+  explicit Slab(size_t bytes) : size((bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE) {
     memory = static_cast<uint8_t *>(std::aligned_alloc(HUGE_PAGE, size));
     if (!memory) throw std::bad_alloc();
 #if defined(__linux__)
@@ -39,13 +38,14 @@ struct Slab {
   ~Slab() { std::free(memory); }
 };
 
-// Memory that keeps its slab. What a slab has left costs nothing, as it was never touched.
+// Memory that keeps its slab. Matrices lie there one behind the other, as they were loaded, so that a token's pass over a
+// model is a few long runs. What a slab has left costs nothing, as it was never touched.
 std::shared_ptr<uint8_t[]> storage(size_t bytes) {
   static std::mutex mutex;
   static std::weak_ptr<Slab> last;  // goes with the last of its matrices
   std::lock_guard lock(mutex);
   std::shared_ptr<Slab> slab = last.lock();
-  if (!slab || slab->size - slab->used < bytes) last = slab = std::make_shared<Slab>(bytes);
+  if (!slab || slab->size - slab->used < bytes) last = slab = std::make_shared<Slab>(std::max(bytes, SLAB));
   uint8_t *const at = slab->memory + slab->used;
   slab->used += (bytes + 63) / 64 * 64;
   return {std::move(slab), at};
@@ -101,14 +101,45 @@ Target target_of(Format format, Number scales) {
   }
 }
 
-Panels::Panels(const Target &target, int64_t rows, int64_t cols)
+struct Room::Piece : Slab {
+  using Slab::Slab;
+};
+
+Room::Room() = default;
+Room::~Room() = default;
+
+// The smallest piece that is free and large enough. Where none is, the largest free one gives way to one that is.
+std::shared_ptr<uint8_t[]> Room::take(size_t bytes) {
+  std::shared_ptr<Piece> *fits = nullptr, *largest = nullptr;
+  for (auto &piece : pieces_) {
+    if (piece.use_count() > 1) continue;
+    if (piece->size >= bytes && (!fits || piece->size < (*fits)->size)) fits = &piece;
+    if (!largest || piece->size > (*largest)->size) largest = &piece;
+  }
+  if (!fits) {
+    if (!largest) largest = &pieces_.emplace_back();
+    largest->reset();
+    *largest = std::make_shared<Piece>(bytes);
+    fits = largest;
+  }
+  (*fits)->used = std::max((*fits)->used, bytes);
+  return {*fits, (*fits)->memory};
+}
+
+size_t Room::nbytes() const {
+  size_t sum = 0;
+  for (const auto &piece : pieces_) sum += piece->used;
+  return sum;
+}
+
+Panels::Panels(const Target &target, int64_t rows, int64_t cols, Room *room)
     : kind(kind_index(target.kind)),
       group(target.group),
       rows(rows),
       cols(cols),
       superblocks((cols + SUPERBLOCK - 1) / SUPERBLOCK),
       panel_bytes(superblocks * layout(target.kind, target.group).bytes),
-      data(storage(count() * panel_bytes)) {}
+      data(room ? room->take(nbytes()) : storage(nbytes())) {}
 
 void group_values(const PanelKind &kind, const uint8_t *planes, int16_t values[GROUP][COLUMNS]) {
   uint8_t codes[8 * REGISTER] = {};

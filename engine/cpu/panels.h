@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <iterator>
 #include <memory>
+#include <vector>
 
 #include "formats.h"
 
@@ -122,6 +123,20 @@ struct Target {
 };
 Target target_of(Format format, Number scales);
 
+// Memory for panels that are soon dropped: what one had the next takes, so the system gives it, and fills it with zeros, once.
+// It holds as many pieces as were in use together, each as large as the largest that was asked of it.
+class Room {
+ public:
+  Room();
+  ~Room();
+  std::shared_ptr<uint8_t[]> take(size_t bytes);  // in use until the last who holds it lets go
+  size_t nbytes() const;                          // of the pieces, in use or not
+
+ private:
+  struct Piece;
+  std::vector<std::shared_ptr<Piece>> pieces_;
+};
+
 // A matrix (rows, cols) whose outputs are its rows. The data is written once, by pack.
 struct Panels {
   size_t kind;    // row of KINDS
@@ -129,7 +144,7 @@ struct Panels {
   int64_t rows, cols, superblocks, panel_bytes;
   std::shared_ptr<uint8_t[]> data;
 
-  Panels(const Target &target, int64_t rows, int64_t cols);
+  Panels(const Target &target, int64_t rows, int64_t cols, Room *room = nullptr);
   const PanelKind &shape() const { return KINDS[kind]; }
   int64_t count() const { return (rows + COLUMNS - 1) / COLUMNS; }
   int64_t nbytes() const { return count() * panel_bytes; }

@@ -1,8 +1,8 @@
 """Ops on the Apple GPU: MLX's own kernels and ours, each where the supervisor chose it.
 
-A pass may hold rows of two classes: of sequences that bring one token, and of prompts. Each is computed in its class,
-so that its bits do not hang on who else is there. Rows whose logits are wanted go on alone in the last layer; there
-all of them are multiplied as answers' rows are, whatever they came from.
+A pass may hold rows of two classes: of prompts and of answers. Each is computed in its class, so that its bits do not
+hang on who else is there. Rows whose logits are wanted go on alone in the last layer; from there on all of them are
+multiplied as answers' rows are, whatever they came from.
 """
 
 from collections.abc import Callable
@@ -54,15 +54,15 @@ class MetalOps(BuiltinOps):
         self._scale = mx.array(self.shape.scale, mx.float32)
         self._between = _Between(layering, pool, batch, config.eps)
         self._classes = _Classes.of(batch)
-        self._rows = len(batch.tokens)
+
+    def picked(self, x: mx.array) -> mx.array:
+        self._classes = _Classes.of_picked(len(self._picks))
+        return super().picked(x)
 
     def linear(self, x: mx.array, linear: Linear) -> mx.array:
-        """Rows are all of the pass or those picked. As many were picked only where each sequence brings one token, and
-        those decode: so their number tells which they are."""
-        held = cast(Held, linear.matrix)
         if len(x) == 0:
             return super().linear(x, linear)
-        product = self._classes.times(x, held) if len(x) == self._rows else held.times(x, Phase.DECODE)
+        product = self._classes.times(x, cast(Held, linear.matrix))
         return product if linear.bias is None else product + linear.bias.astype(product.dtype)
 
     def attend(self, layer: int, q: mx.array, k: mx.array, v: mx.array, norms: HeadNorms | None) -> mx.array:
@@ -126,7 +126,7 @@ class _Between:
 
 
 class _Classes:
-    """Which rows of a pass are multiplied in which class."""
+    """Which of the rows that a pass goes on with are multiplied in which class."""
 
     def __init__(self, decode: Ints, prompt: Ints) -> None:
         self._phase = Phase.PROMPT if len(prompt) else Phase.DECODE
@@ -137,9 +137,12 @@ class _Classes:
 
     @classmethod
     def of(cls, batch: Batch) -> "_Classes":
-        lengths = np.diff(batch.starts)
-        lone = np.repeat(lengths == 1, lengths)
-        return cls(np.flatnonzero(lone).astype(np.int32), np.flatnonzero(~lone).astype(np.int32))
+        decodes = np.repeat(batch.decodes, np.diff(batch.starts))
+        return cls(np.flatnonzero(decodes).astype(np.int32), np.flatnonzero(~decodes).astype(np.int32))
+
+    @classmethod
+    def of_picked(cls, rows: int) -> "_Classes":
+        return cls(np.arange(rows, dtype=np.int32), np.empty(0, np.int32))
 
     def times(self, x: mx.array, held: Held) -> mx.array:
         if self._split is None:

@@ -82,7 +82,6 @@ class Paging:
 
 
 def members_of(batch: Batch) -> dict[Phase, Ints]:
-    """The sequences of each class: one that brings a single token decodes."""
-    lone = np.diff(batch.starts) == 1
-    found = {Phase.DECODE: np.flatnonzero(lone), Phase.PROMPT: np.flatnonzero(~lone)}
+    """The sequences of each class."""
+    found = {Phase.DECODE: np.flatnonzero(batch.decodes), Phase.PROMPT: np.flatnonzero(~batch.decodes)}
     return {phase: members.astype(np.int32) for phase, members in found.items()}

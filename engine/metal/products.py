@@ -43,6 +43,11 @@ class Held:
     launch: Launch
 
     @property
+    def form(self) -> str:
+        """The row of the tables of formats in which the arrays lie."""
+        return self.builtin.form if self.builtin else self.reading.name
+
+    @property
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays)
 

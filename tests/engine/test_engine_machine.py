@@ -9,13 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.away import Away
 from engine.engine import Engine, Limits
 from engine.messages import Asker, Delta, Sampled, Sampling, Submit, Tier
 from kvcache.cache import PageCache
 from kvcache.pages import PAGE
 from kvcache.tier import Fetched
 from models.ops import Ops
-from tests.engine.hash_model import VOCAB, Chunks, HashModel, alone, handed
+from tests.engine.hash_model import VOCAB, Chunks, HashModel, HashPasses, alone, away_of, handed
 from tests.kvcache.written import MemoryTier
 
 CONTEXT = 8 * PAGE
@@ -76,17 +77,19 @@ class LateTier(MemoryTier):
 @dataclass
 class Asked:
     submit: Submit
+    decoded: int | None
     tokens: list[Sampled] = field(default_factory=list)
 
     @property
     def whole(self) -> list[Sampled]:
-        return answer(tuple(self.submit.prompt), self.submit.sampling.max_tokens, self.submit.sampling.seed)
+        sampling = self.submit.sampling
+        return answer(tuple(self.submit.prompt), sampling.max_tokens, sampling.seed, self.decoded)
 
 
 @cache
-def answer(prompt: tuple[int, ...], tokens: int, seed: int) -> list[Sampled]:
+def answer(prompt: tuple[int, ...], tokens: int, seed: int, decoded: int | None) -> list[Sampled]:
     sampling = Sampling(max_tokens=tokens, seed=seed, temperature=float(seed > 0), stop_tokens=(7,))
-    return [token for delta in alone(list(prompt), sampling) for token in delta.tokens]
+    return [token for delta in alone(list(prompt), sampling, decoded=decoded) for token in delta.tokens]
 
 
 class EngineAgainstAlone(RuleBasedStateMachine):
@@ -97,19 +100,22 @@ class EngineAgainstAlone(RuleBasedStateMachine):
         self.tier = LateTier()
         self.open: dict[int, Asked] = {}
         self.submitted = 0
+        self.away: Away | None = None
         self.now = 0.0
 
     @initialize(
         pages=st.sampled_from([8, 9, 12, 20]),
         max_batch=st.sampled_from([1, 2, 3, 8]),
         chunk=st.sampled_from([1, 7, 33, 512]),
+        decoded=st.sampled_from([None, 0, 1]),
     )
-    def begin(self, pages: int, max_batch: int, chunk: int) -> None:
-        self.pages, self.max_batch, self.chunk = pages, max_batch, chunk
+    def begin(self, pages: int, max_batch: int, chunk: int, decoded: int | None) -> None:
+        self.pages, self.max_batch, self.chunk, self.decoded = pages, max_batch, chunk, decoded
         self.engine = self.started()
 
     def started(self) -> Engine:
         model = HashModel(self.pages)
+        self.away = away_of(model, CONTEXT, self.decoded)
         return Engine(
             LazyModel(model),
             handed,
@@ -117,6 +123,8 @@ class EngineAgainstAlone(RuleBasedStateMachine):
             Limits(CONTEXT, VOCAB, self.max_batch),
             pace=Chunks(self.chunk),
             lazy=True,
+            decoded=self.decoded,
+            away=self.away,
             clock=lambda: self.now,
         )
 
@@ -124,7 +132,7 @@ class EngineAgainstAlone(RuleBasedStateMachine):
     def submit(self, prompt: tuple[int, ...], sampling: Sampling, asker: Asker) -> None:
         self.submitted += 1
         submit = Submit(self.submitted, list(prompt), sampling, asker)
-        self.open[self.submitted] = Asked(submit)
+        self.open[self.submitted] = Asked(submit, self.decoded)
         self.engine.submit(submit)
 
     @rule(times=st.sampled_from([1, 1, 2, 5, 40]))
@@ -135,6 +143,7 @@ class EngineAgainstAlone(RuleBasedStateMachine):
             self.hear(self.engine.expire())
             running = self.engine.start()
             if running is None:
+                self.engine.check()
                 return
             self.engine.prepare()
             self.hear(self.engine.finish(running))
@@ -155,6 +164,11 @@ class EngineAgainstAlone(RuleBasedStateMachine):
     @rule(full=st.booleans(), late=st.booleans(), lossy=st.sampled_from([False, False, False, True]))
     def tier_becomes(self, full: bool, late: bool, lossy: bool) -> None:
         self.tier.full, self.tier.late, self.tier.lossy = full, late, lossy
+
+    @precondition(lambda self: self.away)
+    @rule(late=st.booleans())
+    def cpu_becomes(self, late: bool) -> None:
+        cast(HashPasses, self.away._passes).late = late  # type: ignore[union-attr]
 
     @rule()
     def settle(self) -> None:
@@ -178,6 +192,8 @@ class EngineAgainstAlone(RuleBasedStateMachine):
         if "engine" not in vars(self):
             return
         self.tier_becomes(full=False, late=False, lossy=False)
+        if self.away is not None:
+            self.cpu_becomes(late=False)
         for _ in range(ENOUGH):
             self.step(1)
             if not self.open:

@@ -95,8 +95,9 @@ def test_a_key_of_something_else_is_refused(key: str) -> None:
         named(key)
 
 
-def test_a_sequence_that_brings_one_token_decodes_and_others_are_prompts() -> None:
-    spans = [Span([1] * n, past, [0], wants_logits=True) for n, past in ((2, 0), (1, 5), (3, 1), (1, 0))]
+def test_a_span_is_of_the_class_that_it_says_however_many_tokens_it_brings() -> None:
+    brings = ((2, False), (1, True), (3, True), (1, False))
+    spans = [Span([1] * n, 5, [0], wants_logits=True, decodes=decodes) for n, decodes in brings]
     found = members_of(Batch.of(spans))
-    assert found[Phase.DECODE].tolist() == [1, 3]
-    assert found[Phase.PROMPT].tolist() == [0, 2]
+    assert found[Phase.DECODE].tolist() == [1, 2]
+    assert found[Phase.PROMPT].tolist() == [0, 3]

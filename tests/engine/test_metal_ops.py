@@ -1,5 +1,6 @@
 """A model whose matrices are multiplied by our kernels, run on the host, answers as over MLX's own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -79,10 +80,11 @@ def sides(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Side, Side]:
 
 def test_a_pass_of_prompts_and_answers_gives_the_logits_of_mlx(sides: tuple[Side, Side]) -> None:
     for spans in (
-        [Span(TOKENS[:9], 0, [3], True), Span(TOKENS[40:43], 0, [5], True), Span(TOKENS[60:61], 0, [6], True)],
-        [Span(TOKENS[9:10], 9, [3], True), Span(TOKENS[43:47], 3, [5], False), Span(TOKENS[61:62], 1, [6], True)],
-        [Span(TOKENS[10:11], 10, [3], False)],
-        [Span(TOKENS[11:12], 11, [3], True), Span(TOKENS[47:48], 7, [5], True)],
+        [Span(TOKENS[:9], 0, [3], True), Span(TOKENS[40:43], 0, [5], True), Span(TOKENS[60:61], 0, [6], True, True)],
+        [Span(TOKENS[9:10], 9, [3], True, True), Span(TOKENS[43:47], 3, [5], False), Span([8], 1, [6], True, True)],
+        [Span(TOKENS[10:11], 10, [3], False, True)],
+        [Span(TOKENS[11:12], 11, [3], True, True), Span(TOKENS[47:48], 7, [5], True)],
+        [Span(TOKENS[12:17], 12, [3], True, True), Span(TOKENS[48:49], 8, [5], False)],
     ):
         ours, theirs = (side.step(*spans) for side in sides)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=CLOSE)
@@ -93,13 +95,24 @@ def test_a_sequence_has_the_same_bits_alone_with_others_and_wherever_its_pages_l
     assert side.attending is not None
     assert side.attending.decode is not None
     assert side.attending.prompt is not None
-    alone = [side.step(Span(TOKENS[:35], 0, [0, 1], True)), side.step(Span(TOKENS[35:36], 35, [0, 1], True))]
+    next_one = Span(TOKENS[35:36], 35, [0, 1], True, True)
+    alone = [side.step(Span(TOKENS[:35], 0, [0, 1], True)), side.step(next_one)]
+    elsewhere = replace(next_one, pages=[3, 2])
     together = [
         side.step(Span(TOKENS[50:53], 0, [4], True), Span(TOKENS[:35], 0, [3, 2], True)),
-        side.step(Span(TOKENS[53:55], 3, [4], True), Span(TOKENS[35:36], 35, [3, 2], True), Span([7], 0, [5], True)),
+        side.step(Span(TOKENS[53:55], 3, [4], True), elsewhere, Span([7], 0, [5], True)),
     ]
     for one, many in zip(alone, together, strict=True):
         np.testing.assert_array_equal(one[0].view(np.uint32), many[1].view(np.uint32))
+
+
+def test_a_pass_of_which_every_row_is_picked_still_knows_its_prompts(tmp_path: Path) -> None:
+    """Two prompts of one token each have as many rows picked as they bring."""
+    side = Side(write_gguf(tmp_path, "llama", kind="q4_k", layers=2), "blocks")
+    long = side.step(Span(TOKENS[:2], 0, [0], True))
+    side.step(Span(TOKENS[:1], 0, [1], False))
+    short = side.step(Span(TOKENS[1:2], 1, [1], True), Span(TOKENS[5:6], 0, [2], True))
+    np.testing.assert_array_equal(long[0].view(np.uint32), short[0].view(np.uint32))
 
 
 def test_greedy_answers_are_those_over_mlx(sides: tuple[Side, Side]) -> None:

@@ -1,6 +1,7 @@
 """Laws of placement: a function of rates alone, settled by the table of chips, refused where it cannot be had."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -109,26 +110,45 @@ def test_the_policy_sees_nothing_but_rates() -> None:
 
 def test_on_one_device_everything_is_there() -> None:
     for asked in CPU_OR_AUTO:
-        assert settle(asked, "", *EIGHT_BILLION, on_gpu=False).where == "cpu"
-    with pytest.raises(EngineError, match="--prefill gpu: the model is on the CPU"):
-        settle("gpu", "", *EIGHT_BILLION, on_gpu=False)
+        found = settle(asked, "", *EIGHT_BILLION, on_gpu=False, native=True)
+        assert (found.where, found.beside) == ("cpu", False)
+    for native in (True, False):
+        with pytest.raises(EngineError, match="--prefill gpu: the model is on the CPU"):
+            settle("gpu", "", *EIGHT_BILLION, on_gpu=False, native=native)
 
 
-def test_what_is_not_built_is_refused_and_never_settled_on() -> None:
-    with pytest.raises(EngineError, match="--prefill cpu: not built for a model on the GPU: the CPU has no kernels"):
-        settle("cpu", "Apple M4", *EIGHT_BILLION, on_gpu=True)
+def on_gpu(asked: Asked, chip: str) -> Placement:
+    return settle(asked, chip, *EIGHT_BILLION, on_gpu=True, native=False)
+
+
+def test_who_asks_gets_it_on_any_chip_and_on_paper_nobody_else_does() -> None:
     for name in (*CHIPS, "Apple M9", ""):
-        found = settle("auto", name, *EIGHT_BILLION, on_gpu=True)
-        assert found.where == "gpu"
+        assert on_gpu("cpu", name) == Placement("cpu", "as asked", beside=True)
+        assert on_gpu("gpu", name) == Placement("gpu", "as asked")
+        found = on_gpu("auto", name)
+        assert (found.where, found.beside) == ("gpu", False)
         assert found.reason
 
 
+def test_a_chip_whose_rates_say_so_gets_its_prompts_to_the_cpu_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    m4 = CHIPS["Apple M4"]
+    monkeypatch.setattr(placement, "CHIPS", {"Apple M4": replace(m4, sme=2 * m4.sme)})
+    found = on_gpu("auto", "Apple M4")
+    assert (found.where, found.beside) == ("cpu", True)
+    assert "1.05 of the GPU's rate" in found.reason
+
+
+def test_mlx_on_a_cpu_stands_in_for_a_gpu_if_asked() -> None:
+    assert settle("cpu", "", *EIGHT_BILLION, on_gpu=False, native=False).beside
+    assert not settle("auto", "", *EIGHT_BILLION, on_gpu=False, native=False).beside
+
+
 def test_a_reason_has_the_numbers() -> None:
-    reason = settle("auto", "Apple M4", *EIGHT_BILLION, on_gpu=True).reason
+    reason = on_gpu("auto", "Apple M4").reason
     assert "0.52 of the GPU's rate" in reason
     assert "1.91 times as long" in reason
-    assert settle("auto", "Apple M2", *EIGHT_BILLION, on_gpu=True).reason == "the CPU has no matrix unit for prompts"
-    assert settle("auto", "Apple M9", *EIGHT_BILLION, on_gpu=True).reason == "the chip's rates are not known"
+    assert on_gpu("auto", "Apple M2").reason == "the CPU has no matrix unit for prompts"
+    assert on_gpu("auto", "Apple M9").reason == "the chip's rates are not known"
 
 
 def test_an_engine_says_where_its_prompts_go_and_refuses_what_it_cannot_have(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Passes:
             self.scheduler.accept(item)
             if reaches_end:
                 member.answered = 0.0
-                member.tokens.append(1_000_000 + member.id)
+                member.add(1_000_000 + member.id)
                 self.scheduler.answered(member)
             if member.finish() is not None:
                 self.scheduler.remove(member.id)

@@ -54,6 +54,12 @@ def test_an_answer_that_comes_back_changed_is_a_difference_in_the_answer() -> No
     assert miss.words["was"].startswith("<think>")
 
 
+def test_where_answers_serve_no_prompt_nobody_misses_them() -> None:
+    mine, long = Memory(byte_tokenizer(), answers=False), [*b"an answer of many words, " * 8]
+    assert asked(mine, PROMPT, 0, long) is None
+    assert asked(mine, [*PROMPT, *long, *b"and now?"], len(PROMPT)) is None
+
+
 def test_a_conversation_that_goes_on_is_told_nothing() -> None:
     mine, said = memory(), list(PROMPT)
     for turn in range(5):
