@@ -46,17 +46,17 @@ class Kernels:
         self, x: mx.array, added: mx.array | None, weight: mx.array, eps: mx.array, dtype: mx.Dtype
     ) -> tuple[mx.array, mx.array]:
         """The residual stream (T, D) with what is added to it, and its norm in `dtype`."""
-        name = NAMES[dtype]
+        name, (rows, width) = NAMES[dtype], x.shape
         if added is None:
-            call = layer.norm_call(*x.shape, "float32", name)
+            call = layer.norm_call(rows, width, "float32", name)
             return x, self.launch(call, [x, weight, eps])[0]
-        call = layer.add_norm_call(*x.shape, NAMES[added.dtype], name)
+        call = layer.add_norm_call(rows, width, NAMES[added.dtype], name)
         total, made = self.launch(call, [x, added, weight, eps])
         return total, made
 
     def gated(self, gate: mx.array, up: mx.array) -> mx.array:
-        name = NAMES[gate.dtype]
-        return self.launch(layer.gate_call(*gate.shape, name, name), [gate, up])[0]
+        name, (rows, width) = NAMES[gate.dtype], gate.shape
+        return self.launch(layer.gate_call(rows, width, name, name), [gate, up])[0]
 
     def ready(
         self,
@@ -126,7 +126,8 @@ class Normed(Trial):
 
     def generous(self) -> Doubles:
         low = 4 * ROUNDING[NAMES[self.dtype]] + self.x.shape[1] * 2 * UNIT
-        return low * np.abs(self.exact) + UNDERFLOW[NAMES[self.dtype]]
+        bound: Doubles = low * np.abs(self.exact) + UNDERFLOW[NAMES[self.dtype]]
+        return bound
 
     def made(self, ours: Kernels | None) -> list[mx.array]:
         x, weight = mx.array(self.x), mx.array(self.weight)

@@ -13,6 +13,7 @@ from engine.builtin_ops import BuiltinPool
 from engine.candidates import Floats
 from engine.judging import fault_of
 from engine.metal import layer
+from engine.metal.attention import Call
 from engine.metal.layer import Turns
 from engine.metal.layering import Between, Gated, Layering, Normed, Subject, Trial, named, operation, settled
 from engine.metal.ops import MetalOps
@@ -175,7 +176,7 @@ def test_a_norm_makes_the_sum_and_nobody_else_does(tmp_path: Path) -> None:
     """But for the rows that are picked in the last layer."""
     launched: list[str] = []
 
-    def noting(call: layer.Call, inputs: Sequence[mx.array]) -> list[mx.array]:
+    def noting(call: Call, inputs: Sequence[mx.array]) -> list[mx.array]:
         launched.append(call.kernel.name)
         return on_host(call, inputs)
 
