@@ -175,16 +175,23 @@ def test_a_model_with_ours_between_its_products_gives_the_logits_of_mlx(path: Pa
 def test_a_norm_makes_the_sum_and_nobody_else_does(tmp_path: Path) -> None:
     """But for the rows that are picked in the last layer."""
     launched: list[str] = []
+    sums: list[tuple[mx.array, mx.array]] = []  # what a norm was given, and what it made of it
 
     def noting(call: Call, inputs: Sequence[mx.array]) -> list[mx.array]:
+        made = on_host(call, inputs)
         launched.append(call.kernel.name)
-        return on_host(call, inputs)
+        if call.kernel.name == "layer_add_norm":
+            sums.append((inputs[0], made[0]))
+        return made
 
     path = write_gguf(tmp_path, "llama", kind="q4_k", layers=2)
     side = Side(path, lambda config: settled(Always("fused"), config, F32, F32, noting)[0])
     side.step(*PASSES[0])
     a_layer = ["layer_rope", "layer_add_norm", "layer_gate", "layer_add_norm"]
     assert launched == ["layer_norm", *a_layer, *a_layer]
+    (_, first), (second, _), (_, picked), (last, _) = sums
+    assert second is first
+    assert last is picked
 
 
 def test_everything_that_was_chosen_is_named(tmp_path: Path) -> None:
