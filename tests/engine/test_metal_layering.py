@@ -194,6 +194,21 @@ def test_a_norm_makes_the_sum_and_nobody_else_does(tmp_path: Path) -> None:
     assert last is picked
 
 
+def test_a_norm_adds_only_what_belongs_to_its_stream(tmp_path: Path) -> None:
+    """Rows that are picked, or any others, are normed as they are, whatever was added to another stream before."""
+    side = Side(write_gguf(tmp_path, "llama", kind="q4_k", layers=1), chosen("fused"))
+
+    def logits(*, behind_another: bool) -> Floats:
+        batch = Batch.of([Span(TOKENS[:2], 0, [1], True)])
+        ops = MetalOps(side.config, side.pool, batch, F32, layering=side.layering)
+        x = ops.embed(side.model.embedding)
+        if behind_another:
+            ops.add_mlp(x, side.model.layers[0].mlp)
+        return np.array(ops.logits(x[1:], side.model.norm, side.model.head))
+
+    np.testing.assert_array_equal(logits(behind_another=True), logits(behind_another=False))
+
+
 def test_everything_that_was_chosen_is_named(tmp_path: Path) -> None:
     with open_checkpoint(write_gguf(tmp_path, "qwen3", kind="q4_k", layers=1)) as checkpoint:
         config = config_of(checkpoint)
