@@ -76,6 +76,24 @@ def test_a_number_that_is_a_little_off_is_found_out(subject: Subject) -> None:
     assert found.fate is Fate.DIFFERS
 
 
+class Varying(Between):
+    """Ours, with rows that have other bits alone."""
+
+    def result(self, trial: Trial) -> Floats:
+        found = super().result(trial)
+        return found if len(found) > 1 else np.nextafter(found, np.float32(np.inf))
+
+
+@every
+def test_a_row_whose_bits_hang_on_its_batch_is_found_out(subject: Subject) -> None:
+    """Though it is within its bound, where the bound has room for a unit of the last place."""
+    fused = operation(subject, on_host).candidates[1]
+    assert isinstance(fused, Between)
+    found = fault_of(Varying("fused", fused.kernels, fused.text), [subject.trial("3 rows", 3)])
+    assert found is not None
+    assert found.fate is Fate.VARIES
+
+
 @every
 def test_a_key_says_what_it_is_of(subject: Subject) -> None:
     again = named(str(subject))
@@ -213,7 +231,13 @@ def test_everything_that_was_chosen_is_named(tmp_path: Path) -> None:
     with open_checkpoint(write_gguf(tmp_path, "qwen3", kind="q4_k", layers=1)) as checkpoint:
         config = config_of(checkpoint)
     _, chosen = settled(Always("fused"), config, F16, BF16, on_host)
-    assert [key.split(" ")[1] for key in chosen] == ["norm", "gate", "rope"]
+    shape = config.attention
+    assert list(chosen) == [
+        f"layer norm {config.width} float16",
+        f"layer gate {config.ffn} float16",
+        f"layer rope {shape.heads}/{shape.kv_heads}x{shape.head_dim} turns {shape.rope.dims} halves normed"
+        " float16 over bfloat16",
+    ]
     assert all(value.startswith("fused ") for value in chosen.values())
     assert all(named(key).key == key for key in chosen)
 
