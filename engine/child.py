@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engine.collector import spare_what_is_here
 from engine.engine import Engine
 from engine.frames import SPEC, TO_ENGINE, frame
 from engine.messages import Ask, Cancel, Delta, EngineSpec, Fault, FromEngine, Ready, Step, Stop, Submit, ToEngine
@@ -53,6 +54,7 @@ def _serve(link: socket.socket, load: Callable[[EngineSpec], Loaded]) -> None:
     inbox = Inbox(link)  # from here on, a server that is gone is noticed
     started = time.monotonic()
     loaded = load(spec)
+    spare_what_is_here()
     link.sendall(frame(_ready(loaded, time.monotonic() - started)))
     run(loaded.engine, inbox, lambda message: link.sendall(frame(message)))
     loaded.engine.close()

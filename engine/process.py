@@ -10,6 +10,7 @@ from collections.abc import Callable
 from engine.command_buffers import environment
 from engine.frames import FROM_ENGINE, HEAD, frame
 from engine.messages import EngineSpec, Fault, FromEngine, Ready, Stop, ToEngine
+from kvcache.cache import LEAVING
 from quant.errors import EngineError, ModelFileError, ModelFormatError, NotEnoughMemory, PunaError, UnsupportedModel
 
 PATIENCE = 2.0  # seconds that a child has to leave, each time it is pushed harder
@@ -27,6 +28,7 @@ class EngineProcess:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._time_to_store = 0.0  # seconds that it may want beside, to leave
 
     @classmethod
     async def spawn(cls, spec: EngineSpec, program: str) -> "EngineProcess":
@@ -35,6 +37,7 @@ class EngineProcess:
             child = cls(*await _linked(program))
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread is left to wait for it
             raise EngineError(f"the engine could not be started: {error}") from error
+        child._time_to_store = LEAVING if spec.kv_disk is not None else 0.0
         child.send(spec)
         return child
 
@@ -65,11 +68,15 @@ class EngineProcess:
 
     async def end(self) -> None:
         """The child is gone and reaped: it was asked, then hung up on, then killed."""
-        pushes: tuple[Callable[[], None], ...] = (lambda: self.send(Stop()), self._writer.close, self._kill)
-        for push in pushes:
+        pushes: tuple[tuple[Callable[[], None], float], ...] = (
+            (lambda: self.send(Stop()), PATIENCE + self._time_to_store),
+            (self._writer.close, PATIENCE),
+            (self._kill, PATIENCE),
+        )
+        for push, patience in pushes:
             if self._process.returncode is None:
                 push()
-                await self._gone()
+                await self._gone(patience)
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
@@ -81,9 +88,9 @@ class EngineProcess:
         code = await self._process.wait()
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
-    async def _gone(self) -> None:
+    async def _gone(self, within: float = PATIENCE) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), PATIENCE)
+            await asyncio.wait_for(self._process.wait(), within)
 
     def _kill(self) -> None:
         if self._process.returncode is None:

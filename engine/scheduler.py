@@ -208,8 +208,8 @@ class Scheduler:
         for i, s in enumerate(members):
             share = budget * weights[s] / sum(weights[other] for other in members[i:])
             count = min(self._pace.tokens(s.computed, share), s.alike, most)
-            if len(weights) == 1 and count < s.alike and count + answering > 2 * ROWS:
-                count = (count + answering) // ROWS * ROWS - answering
+            if len(weights) == 1 and count < s.alike:
+                count = _whole_strips(count + answering) - answering or count
             budget -= min(share, costs[s])
             most -= count
             if count > 0:
@@ -245,6 +245,12 @@ class Scheduler:
         self._cache.close(_lease(sequence))
         sequence.lease = None
         self._blocked = None
+
+
+def _whole_strips(rows: int) -> int:
+    """No more rows than these, and no strip of the kernels begun for a few."""
+    whole = ROWS if rows > 2 * ROWS else ROWS // 2
+    return max(rows // whole * whole, min(rows, whole))
 
 
 def _follows(sequence: Sequence, leader: Sequence) -> bool:

@@ -1,5 +1,6 @@
 """The page cache: every page is free, held by a sequence, or kept for whoever comes with the same tokens."""
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from kvcache.store import PageStore
 from kvcache.tier import Tier, TierState, page_key, root_key
 from kvcache.tree import Node, as_bytes
 
+LEAVING = 5.0  # seconds that are taken to store what is cold, before whatever waits for our end loses its patience
 AHEAD = 64  # pages of one prompt that are on their way from the tier at once
 
 
@@ -164,9 +166,12 @@ class PageCache:
             self._cold.popleft()
 
     def shut(self) -> None:
-        """Cold pages are on the tier, as far as it takes them, and its threads are gone."""
+        """Cold pages are on the tier, as far as it takes them in the time there is, and its threads are gone."""
         if self._tier is not None:
+            until = time.monotonic() + LEAVING
             self.settle(0, len(self._cold))
+            while self._cold and self._tier.room(until - time.monotonic()):
+                self.settle(0, len(self._cold))
             self._tier.close()
 
     def check(self) -> None:

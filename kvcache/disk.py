@@ -35,7 +35,9 @@ class DiskTier:
     def __init__(self, folder: PageFolder, page_bytes: int) -> None:
         self._folder, self._page_bytes = folder, page_bytes
         self._lock = threading.Lock()
-        self._to_write, self._to_read, self._to_hand_over = (threading.Condition(self._lock) for _ in range(3))
+        self._to_write, self._to_read, self._to_hand_over, self._written = (
+            threading.Condition(self._lock) for _ in range(4)
+        )
         self._waiting: dict[bytes, tuple[Label, bytes]] = {}  # in order; the first is being written
         self._used: set[bytes] = set()  # to be noted in the folder
         self._asked: deque[Label] = deque()
@@ -47,7 +49,8 @@ class DiskTier:
         self._warned: set[str] = set()
         self._leave: float | None = None  # once closed: when the writer drops what waits
         if page_bytes >= folder.budget:
-            self._switch_off(f"a page takes {page_bytes} bytes, and the budget is {folder.budget}", math.inf)
+            with self._lock:
+                self._switch_off(f"a page takes {page_bytes} bytes, and the budget is {folder.budget}", math.inf)
         self._threads = [self._start("kv-writer", self._write_pages), self._start("kv-reader", self._read_pages)]
 
     @classmethod
@@ -70,6 +73,11 @@ class DiskTier:
             self._waiting[key] = label, content
             self._to_write.notify()
             return True
+
+    def room(self, wait: float) -> bool:
+        with self._lock:
+            self._written.wait_for(lambda: self._has_room or not self._stores, wait)
+            return self._has_room and self._stores
 
     def use(self, key: bytes) -> None:
         """It was of use, though it did not have to be read; so it stays longer, and with it what it continues."""
@@ -138,7 +146,15 @@ class DiskTier:
             return False
         if self._off is not None:  # one page finds out whether the disk is well again
             return not self._waiting and time.monotonic() >= self._retry
+        return self._has_room
+
+    @property
+    def _has_room(self) -> bool:
         return not self._waiting or (len(self._waiting) + 1) * self._page_bytes <= WAITING
+
+    @property
+    def _stores(self) -> bool:
+        return self._leave is None and self._off is None
 
     def _write_pages(self) -> None:
         self._done(self._folder.make_room)  # the budget may have been larger last time
@@ -184,6 +200,7 @@ class DiskTier:
         with self._lock:
             del self._waiting[key]
             self._stored += 1
+            self._written.notify()
             if self._off is not None:
                 _log.info("%s takes pages again", self._folder.folder)
                 self._off = None
@@ -193,6 +210,7 @@ class DiskTier:
             _log.warning("%s takes no pages, and those in it can be read: %s", self._folder.folder, why)
         self._warned.add(why)
         self._off, self._retry = why, until
+        self._written.notify()
 
     def _read_pages(self) -> None:
         while (label := self._next_to_read()) is not None:

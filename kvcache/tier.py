@@ -47,6 +47,10 @@ class Tier(Protocol):
         """Whether it was taken (to be written soon); not when too much is waiting already, or the tier is off."""
         ...
 
+    def room(self, wait: float) -> bool:
+        """Whether it takes pages; where only too much is waiting already, that may come within so many seconds."""
+        ...
+
     def use(self, key: bytes) -> None:
         """The page was of use, and so were those before it, though nobody had to fetch them."""
         ...

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
 
+from engine.collector import spare_what_is_here
 from server.app import Surroundings, make_app
 from server.drain import Door
 from server.served import Store
@@ -37,6 +38,7 @@ async def serve(listening: Listening, opening: Callable[[], Coroutine[Any, Any, 
             await asyncio.wait((loading,))
             return
         store = loading.result()
+        spare_what_is_here()
         try:
             await _answer(store, listening, bound, signals)
         finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 from quant.errors import PunaError
 
 NAME = "puna"
-LAST_SECONDS = 10  # after the grace is over: error events, connections, engines
+LAST_SECONDS = 15  # after the grace is over: error events, connections, engines and what they store
 
 
 @dataclass(frozen=True)

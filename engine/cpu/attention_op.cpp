@@ -256,10 +256,10 @@ void merge_unit(const Call &c, const Unit &whole) {
   tile.finish(total);
 }
 
-// A unit has at most a fourth of a thread's share, so that no thread waits long for another, but no less than a tile's partition.
+// A unit has at most an eighth of a thread's share, so that no thread waits long for another, but no less than a tile's partition.
 // Neighbours share a KV head and differ in rows, so a head's pages stay in cache.
 void attend_rows(const Call &c) {
-  constexpr int64_t SHARES = 4;
+  constexpr int64_t SHARES = 8;
   thread_local Floats memory;
   const AttentionPlan &plan = c.plan;
   const int64_t written = plan.written.size();

@@ -15,8 +15,6 @@ namespace {
 using namespace avx512;
 
 constexpr int64_t SCORED = 8, SCORED_TWICE = 6, WEIGHED = 6;  // queries that share a load of keys of one page, of two, of values
-// With more queries than this it pays to widen a page once for all of them.
-constexpr int64_t NARROW = 8;
 
 // Bytes of `count` numbers.
 template <KV F>
@@ -230,12 +228,13 @@ struct Work {
 
   // Scores of `count` neighbouring pages, one or two.
   template <KV F>
-  void score_pages(int64_t page, int64_t count, const void *const *keys, std::array<const void *, 2> ahead) const {
+  void score_pages(int64_t page, int64_t count, std::array<const void *, 2> ahead) const {
     const int64_t begin = page * PAGE, end = begin + count * PAGE;
     const bool all = first(queries() - 1) < end && last(0) > begin;
     shared(queries(), count == 1 ? SCORED : SCORED_TWICE, [&](int64_t q, int64_t n) {
       if (!all && (first(q) >= end || last(q + n - 1) <= begin)) return;
-      SCORE<F>[count - 1][n - 1](tile.queries + q * tile.head_dim, tile.head_dim, keys, ahead.data(), scores + q * PARTITION + begin);
+      SCORE<F>[count - 1][n - 1](tile.queries + q * tile.head_dim, tile.head_dim, tile.keys + page, ahead.data(),
+                                 scores + q * PARTITION + begin);
       ahead = {};
     });
   }
@@ -305,46 +304,18 @@ struct Work {
   }
 };
 
-// A page's rows in float32, each filled up with zeros to whole vectors.
-template <KV F>
-void widen(const void *page, int64_t rows, int64_t width, const char *ahead, float *to) {
-  for (int64_t byte = 0; ahead && byte < bytes<F>(rows * width); byte += 64) _mm_prefetch(ahead + byte, _MM_HINT_T1);
-  if (width % 16 == 0) {
-    for (int64_t i = 0; i < rows * width; i += 16) _mm512_store_ps(to + i, load<F>(page, i));
-    return;
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < width; i += 16, to += 16) _mm512_store_ps(to, load<F>(page, r * width + i, first_lanes(width - i)));
-  }
-}
-
+// Numbers are widened wherever they are used: to keep them as float32 for all queries of a tile would save conversions that
+// cost nothing, and let the memory wait meanwhile.
 template <KV F>
 void partition_as(const AttentionTile &tile, const Partial &out) {
   const Work work{tile, out, tile.scratch};
-  const int64_t n = work.queries(), width = tile.head_dim, floats = PAGE * widened(width);
-  const bool wide = F != KV::f32 && n > NARROW;
-  float *const pages = tile.scratch + n * PARTITION;
-  const int64_t begin = work.first(0) / PAGE, end = (work.last(n - 1) + PAGE - 1) / PAGE;
-  for (int64_t page = begin; page < end;) {
-    const int64_t count = wide || page + 1 == end ? 1 : 2;
-    if (wide) {
-      widen<F>(tile.keys[page], width, PAGE, static_cast<const char *>(tile.values[page]), pages);
-      const void *const keys[] = {pages};
-      work.score_pages<KV::f32>(page, 1, keys, {});
-    } else {
-      work.score_pages<F>(page, count, tile.keys + page, {tile.values[page], tile.values[page + count - 1]});
-    }
-    page += count;
+  const int64_t end = (work.last(work.queries() - 1) + PAGE - 1) / PAGE;
+  for (int64_t page = work.first(0) / PAGE; page < end; page += 2) {
+    const int64_t count = std::min(end - page, int64_t{2});
+    work.score_pages<F>(page, count, {tile.values[page], tile.values[page + count - 1]});
   }
   work.make_weights();
-  if (!wide) return work.weigh_numbers<F>({tile.values, width, tile.next});
-  const void *rows[PARTITION / PAGE];
-  for (int64_t page = begin; page < end; ++page) {
-    const char *ahead = static_cast<const char *>(tile.next ? tile.next[page] : nullptr);
-    widen<F>(tile.values[page], PAGE, width, ahead, pages + page * floats);
-    rows[page] = pages + page * floats;
-  }
-  work.weigh_numbers<KV::f32>({rows, widened(width), nullptr});
+  work.weigh_numbers<F>({tile.values, tile.head_dim, tile.next});
 }
 
 template <KV F>

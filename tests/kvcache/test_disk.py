@@ -12,7 +12,9 @@ import pytest
 
 import kvcache.page_folder
 from kvcache import disk, page_file
+from kvcache.cache import PageCache
 from kvcache.disk import DiskTier
+from kvcache.pages import PAGE
 from kvcache.tier import Fetched, Tier
 from quant.errors import EngineError
 from tests.kvcache.disk_pages import (
@@ -28,6 +30,7 @@ from tests.kvcache.disk_pages import (
     used_bytes,
     written,
 )
+from tests.kvcache.written import WrittenPages, compute
 
 BUDGET = 1 << 30
 
@@ -134,6 +137,30 @@ def test_no_more_waits_than_may(tier: DiskTier, monkeypatch: pytest.MonkeyPatch)
     slow.go_on.set()
     settled(tier)
     assert store(tier, page(77))
+
+
+def test_who_leaves_can_wait_for_room(tier: DiskTier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "WAITING", 4 * PAGE_BYTES)
+    assert tier.room(0)
+    slow = Stuck(monkeypatch)
+    assert all(store(tier, stored) for stored in chain(4))
+    assert not tier.room(0)
+    slow.go_on.set()
+    assert tier.room(LONGEST)
+
+
+def test_a_cache_that_leaves_stores_more_than_may_wait_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = WrittenPages(64)
+    monkeypatch.setattr(disk, "WAITING", 4 * memory.page_bytes)
+    cache = PageCache(64, memory, DiskTier.open(tmp_path, BUDGET, memory.page_bytes))
+    tokens = list(range(50 * PAGE))
+    lease = cache.open("")
+    compute(cache, memory, lease, tokens, len(tokens))
+    cache.close(lease)
+    cache.shut()
+    state = cache.tier_state()
+    assert state is not None
+    assert state.pages == 50
 
 
 def test_an_unknown_page_is_a_miss_and_nothing_was_refused(tier: DiskTier) -> None:

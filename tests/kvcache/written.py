@@ -63,6 +63,9 @@ class MemoryTier:
             self.kept[key] = content
         return not self.full
 
+    def room(self, wait: float) -> bool:
+        return not self.full
+
     def use(self, key: bytes) -> None:
         self.used.append(key)
 

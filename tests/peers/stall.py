@@ -3,21 +3,24 @@
 Usage: python -m tests.peers.stall FILE --peer FOLDER [--long N] [--peer-long N] [--streams N] [--calm N]
 FOLDER holds llama-server. Four streams decode. After some time to themselves a long prompt arrives, and the time of
 each token is taken at the client. As many other tokens were prefilled alone before, which gives the prompt's own time
-to first token. llama-server gets a shorter prompt (it stalls for as long as that takes), and a slot more than there
-are streams, so that the prompt need not wait for one.
+to first token; and again at the end, for a machine's speed changes within minutes: their mean counts. llama-server
+gets a shorter prompt (it stalls for as long as that takes), and a slot more than there are streams, so that the prompt
+need not wait for one.
 
 A gap is the time between two tokens of a stream. "While it prefills" are those gaps that end or begin between the
 prompt's arrival and its first token. "Decode work" is what the streams' tokens of that time would have taken without
-the prompt: rounds of all streams, at the undisturbed median gap each.
+the prompt: rounds of all streams, at the undisturbed median gap each, the mean of those before and after the prompt, as
+the streams' own contexts grow meanwhile.
 """
 
 import argparse
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from tests.peers.prompts import Words, completion, repeated
 from tests.peers.servers import Server, arguments, llama_server, puna
@@ -25,7 +28,7 @@ from tests.peers.streams import Stream, complete, follow
 
 BEFORE = 64  # prompt tokens of a stream
 SPARE = 6144  # tokens of context beyond the long prompt: what a stream may answer
-AFTER = 16  # tokens of each stream after the long prompt's first
+AFTER = 64  # tokens of each stream after the long prompt's first
 GOAL = 5.0
 
 
@@ -36,8 +39,9 @@ class Seen:
     name: str
     long: int  # tokens of the long prompt
     calm: list[float]  # gaps before the long prompt came
+    again: list[float]  # and after its first token
     disturbed: list[float]  # gaps while it prefilled
-    alone: float  # time to first token
+    alone: list[float]  # times to first token
     beside: float
     rounds: float  # tokens that each stream got meanwhile
 
@@ -47,12 +51,17 @@ class Seen:
 
     @property
     def decode_work(self) -> float:
-        return self.rounds * self.pace
+        return self.rounds * mean([self.pace, median(self.again)])
+
+    @property
+    def growth(self) -> float:
+        """Of the time to first token, beyond decode work."""
+        return self.beside - mean(self.alone) - self.decode_work
 
 
 def measure(server: Server, words: Words, long: int, asked: argparse.Namespace) -> Seen:
     complete(server, completion(words.draw(8), 4))
-    alone = complete(server, long_prompt(words, long)).first
+    alone = [complete(server, long_prompt(words, long)).first]
     with ExitStack() as open_streams:
 
         def opened(prompt: int, tokens: int) -> Stream:
@@ -67,7 +76,8 @@ def measure(server: Server, words: Words, long: int, asked: argparse.Namespace) 
         follow(streams, lambda: all(len(s.arrivals) > n + AFTER for s, n in zip(streams, seen, strict=True)))
         if any(stream.over for stream in streams):
             raise SystemExit(f"{server.name}: a stream ended too early to measure with; take a shorter prompt")
-        return seen_of(server.name, long, streams, guest, alone)
+    alone.append(complete(server, long_prompt(words, long)).first)
+    return seen_of(server.name, long, streams, guest, alone)
 
 
 def long_prompt(words: Words, tokens: int) -> dict[str, object]:
@@ -75,7 +85,7 @@ def long_prompt(words: Words, tokens: int) -> dict[str, object]:
     return completion(words.draw(tokens), 1, **repeated(words.one()))
 
 
-def seen_of(name: str, long: int, streams: Sequence[Stream], guest: Stream, alone: float) -> Seen:
+def seen_of(name: str, long: int, streams: Sequence[Stream], guest: Stream, alone: list[float]) -> Seen:
     came, first = guest.asked, guest.arrivals[0]
     settled = max(stream.arrivals[0] for stream in streams)
     pairs = [pair for stream in streams for pair in pairwise(stream.arrivals)]
@@ -84,6 +94,7 @@ def seen_of(name: str, long: int, streams: Sequence[Stream], guest: Stream, alon
         name,
         long,
         [after - before for before, after in pairs if settled <= before and after <= came],
+        [after - before for before, after in pairs if before >= first],
         [after - before for before, after in pairs if after > came and before < first],
         alone,
         guest.first,
@@ -105,15 +116,17 @@ def table(every: Sequence[Seen]) -> Iterator[str]:
     yield row("---", *("---" for _ in every))
     yield row("tokens of the long prompt", *(str(seen.long) for seen in every))
     yield row("undisturbed gap: median, largest", *(f"{_ms(s.pace)}, {_ms(max(s.calm))}" for s in every))
+    yield row("the same after the prompt", *(f"{_ms(median(s.again))}, {_ms(max(s.again))}" for s in every))
     middles = (f"{_ms(median(s.disturbed))}, {_ms(quantile(s.disturbed, 0.95))}" for s in every)
     yield row("gap while it prefills: median, 95 %", *middles)
     yield row("largest gap while it prefills", *(_ms(max(seen.disturbed)) for seen in every))
     ratios = (f"{max(seen.disturbed) / seen.pace:.1f}" for seen in every)
     yield row(f"largest over undisturbed median (goal {GOAL:.0f})", *ratios)
-    yield row("its first token: alone, beside the streams", *(f"{s.alone:.2f} s, {s.beside:.2f} s" for s in every))
+    yield row("its first token alone: before, after", *(", ".join(f"{t:.2f} s" for t in s.alone) for s in every))
+    yield row("its first token beside the streams", *(f"{s.beside:.2f} s" for s in every))
     work = (f"{seen.rounds:.0f}, {seen.decode_work:.2f} s" for seen in every)
     yield row("tokens of each stream meanwhile, and their decode work", *work)
-    yield row("growth beyond that (goal: none)", *(f"{s.beside - s.alone - s.decode_work:+.2f} s" for s in every))
+    yield row("growth beyond that (goal: none)", *(f"{s.growth:+.2f} s" for s in every))
 
 
 def quantile(values: Sequence[float], part: float) -> float:
@@ -133,6 +146,7 @@ def main() -> None:
     parser.add_argument("--calm", type=int, default=64, metavar="N", help="tokens of each stream before the prompt")
     asked = parser.parse_args()
     words = Words(asked.file)
+    gc.disable()  # it would be a gap of ours
     print(f"{asked.streams} streams; {asked.calm} tokens of each before the long prompt.")
     with puna(asked.file, asked.threads, asked.long + SPARE) as server:
         every = [measure(server, words, asked.long, asked)]

@@ -245,18 +245,35 @@ def is_a_conversation(answers: list[str]) -> bool:
     return bool(hello) and "cria" in self_portrait and "Paris" in capital
 
 
+async def conversation(client: openai.AsyncOpenAI) -> list[str]:
+    messages: list[ChatCompletionMessageParam] = []
+    answers = []
+    for question in QUESTIONS:
+        messages.append({"role": "user", "content": question})
+        answers.append(await said(client, model="cria", messages=messages, temperature=0))
+        messages.append({"role": "assistant", "content": answers[-1]})
+    return answers
+
+
 async def test_the_demo_model_holds_a_streamed_conversation_with_python() -> None:
-    async with talking(CRIA) as (client, served):
-        messages: list[ChatCompletionMessageParam] = []
-        answers = []
-        for question in QUESTIONS:
-            messages.append({"role": "user", "content": question})
-            stream = await client.chat.completions.create(
-                model=served.name, messages=messages, temperature=0, stream=True
+    async with talking(CRIA) as (client, _):
+        assert is_a_conversation(await conversation(client))
+
+
+async def test_the_demo_model_holds_conversations_with_prompts_on_the_cpu_beside_mlxs_kernels() -> None:
+    """Four at once; the prompts of later turns are found but for the answers before them."""
+    with program(CRIA, "--device", "builtin", "--prefill", "cpu") as (_, url):
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            held = await asyncio.gather(*[conversation(client) for _ in range(4)])
+            again = await client.chat.completions.create(
+                model="cria", messages=[{"role": "user", "content": QUESTIONS[0]}], temperature=0, extra_body=TIMED
             )
-            answers.append("".join([chunk.choices[0].delta.content or "" async for chunk in stream]))
-            messages.append({"role": "assistant", "content": answers[-1]})
-    assert is_a_conversation(answers)
+    assert is_a_conversation(held[0])
+    assert all(answers == held[0] for answers in held)
+    assert again.choices[0].message.content == held[0][0]
+    assert again.usage is not None
+    assert timings_of(again)["cached_tokens"] == again.usage.prompt_tokens - 1
+    assert "cache_miss" not in timings_of(again)
 
 
 @pytest.mark.skipif(not (NODE / "node_modules" / "openai").exists(), reason="npm did not install openai")
@@ -268,9 +285,10 @@ def test_the_demo_model_holds_a_streamed_conversation_with_node() -> None:
 
 
 @contextlib.contextmanager
-def program(model: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def program(model: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     code = "from server.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(model), "--port", "0", "--device", "cpu"]
+    options = options or ("--device", "cpu")
+    command = [sys.executable, "-c", code, "serve", str(model), "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT) as process:
         assert process.stderr is not None
         found = next(filter(None, (re.search(r"(http://\S+)/v1", line) for line in process.stderr)))

@@ -49,7 +49,7 @@ def test_a_launch_agent_has_the_keys_that_it_needs(tmp_path: Path, program: Path
 
 def test_a_unit_waits_longer_than_the_grace_and_signals_the_server_alone(tmp_path: Path) -> None:
     lines = SystemdUnit(planned(tmp_path)).text().splitlines()
-    assert "TimeoutStopSec=40" in lines
+    assert "TimeoutStopSec=45" in lines
     assert "KillMode=mixed" in lines
     assert "Restart=on-failure" in lines
 
