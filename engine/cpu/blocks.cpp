@@ -10,16 +10,32 @@
 namespace puna {
 namespace {
 
-// out[i] = shift of `count` bytes and mask.
+static_assert(std::endian::native == std::endian::little);
+
+constexpr uint64_t ALL = 0x0101010101010101u;  // one in each byte
+
+uint64_t eight_at(const uint8_t *bytes) {
+  uint64_t eight;
+  std::memcpy(&eight, bytes, 8);
+  return eight;
+}
+
+// out[i] = shift of `count` bytes and mask. Eight at once: the mask leaves nothing of a neighbour's bits.
 template <int COUNT>
-void bits(const uint8_t *bytes, int shift, int mask, uint8_t *out) {
-  for (int i = 0; i < COUNT; ++i) out[i] = bytes[i] >> shift & mask;
+void bits(const uint8_t *bytes, int shift, uint64_t mask, uint8_t *out) {
+  for (int i = 0; i < COUNT; i += 8) {
+    const uint64_t eight = eight_at(bytes + i) >> shift & (mask * ALL);
+    std::memcpy(out + i, &eight, 8);
+  }
 }
 
 // Sets bit AT of out[i] from bit `shift` of bytes[i].
 template <int COUNT, int AT>
-void add_bits(const uint8_t *bytes, int shift, int mask, uint8_t *out) {
-  for (int i = 0; i < COUNT; ++i) out[i] |= (bytes[i] >> shift & mask) << AT;
+void add_bits(const uint8_t *bytes, int shift, uint64_t mask, uint8_t *out) {
+  for (int i = 0; i < COUNT; i += 8) {
+    const uint64_t eight = eight_at(out + i) | (eight_at(bytes + i) >> shift & (mask * ALL)) << AT;
+    std::memcpy(out + i, &eight, 8);
+  }
 }
 
 // 32 values in 16 bytes: the low nibbles, then the high ones.
@@ -101,8 +117,13 @@ void read(const block_iq4_xs &b, Staged &out) {
 // The small blocks are group g of a superblock.
 void half_number(uint16_t value, uint8_t number[4]) { std::memcpy(number, &value, 2); }
 
+// Bit i of four bytes is bit 4 of code i: eight bits are spread over eight bytes, of which each keeps its own.
 void fifth_bits(const uint8_t qh[4], uint8_t *out) {
-  for (int i = 0; i < 32; ++i) out[i] |= (qh[i / 8] >> i % 8 & 1) << 4;
+  for (int i = 0; i < 4; ++i) {
+    const uint64_t own = qh[i] * ALL & 0x8040201008040201u;
+    const uint64_t eight = eight_at(out + 8 * i) | ((own + 0x7f * ALL) & 0x80 * ALL) >> 3;
+    std::memcpy(out + 8 * i, &eight, 8);
+  }
 }
 
 void read(const block_q4_0 &b, int g, Staged &out) {
@@ -130,7 +151,10 @@ void read(const block_q5_1 &b, int g, Staged &out) {
 }
 
 void read(const block_q8_0 &b, int g, Staged &out) {
-  for (int i = 0; i < 32; ++i) out.codes[32 * g + i] = static_cast<uint8_t>(b.qs[i]) ^ 0x80;
+  for (int i = 0; i < 32; i += 8) {
+    const uint64_t eight = eight_at(reinterpret_cast<const uint8_t *>(b.qs) + i) ^ 0x80 * ALL;
+    std::memcpy(out.codes + 32 * g + i, &eight, 8);
+  }
   half_number(b.d, out.numbers[g]);
 }
 
@@ -156,15 +180,30 @@ void stage_block(const RowSource &row, int64_t b, Staged &out) {
     for (int64_t g = 0; g < count; ++g) read(blocks[g], static_cast<int>(g), out);
 }
 
+// 8 codes of BITS each, one behind the other, into a byte each: halves, quarters and eighths move apart.
+template <int BITS>
+uint64_t spread(uint64_t eight) {
+  const auto apart = [&](int codes, uint64_t every) {  // runs of so many codes, of which two lie together every so often
+    const uint64_t low = ((uint64_t{1} << codes * BITS) - 1) * every;
+    eight = (eight & low) | (eight & low << codes * BITS) << codes * (8 - BITS);
+  };
+  apart(4, 1);
+  apart(2, 0x100000001u);
+  apart(1, 0x1000100010001u);
+  return eight;
+}
+template <>
+uint64_t spread<8>(uint64_t eight) { return eight; }
+
 // A row of words is one stream of bits, least significant first: BITS bytes hold 8 codes.
 template <int BITS, int NUMBER_BYTES>
 void stage_affine(const RowSource &row, int64_t b, int64_t group, Staged &out) {
-  static_assert(std::endian::native == std::endian::little);
   const int64_t begin = b * SUPERBLOCK, count = std::min(SUPERBLOCK, row.cols - begin);
   for (int64_t k = 0; k < count; k += 8) {
     uint64_t eight = 0;
     std::memcpy(&eight, row.codes + (begin + k) / 8 * BITS, BITS);
-    for (int i = 0; i < 8; ++i) out.codes[k + i] = eight >> (BITS * i) & ((1 << BITS) - 1);
+    eight = spread<BITS>(eight);
+    std::memcpy(out.codes + k, &eight, 8);
   }
   for (int64_t i = 0; i < count / group; ++i) {
     const int64_t at = (begin / group + i) * NUMBER_BYTES;

@@ -87,7 +87,8 @@ NB_MODULE(_native, m) {
   nb::class_<Panels>(m, "Panels")
       .def_prop_ro("rows", [](const Panels &p) { return p.rows; })
       .def_prop_ro("cols", [](const Panels &p) { return p.cols; })
-      .def_prop_ro("nbytes", [](const Panels &p) { return p.nbytes(); });
+      .def_prop_ro("nbytes", [](const Panels &p) { return p.nbytes(); })
+      .def("tobytes", [](const Panels &p) { return nb::bytes(p.panel(0), static_cast<size_t>(p.nbytes())); });
   m.def("pack", &pack, "planes"_a, "format"_a, "rows"_a, "cols"_a, nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Room>(m, "Room").def(nb::init<>()).def_prop_ro("nbytes", &Room::nbytes);
   m.def("pack_arrays", &pack_arrays, "planes"_a, "format"_a, "rows"_a, "cols"_a, "room"_a.none() = nb::none(),

@@ -73,26 +73,50 @@ void read_exactly(int fd, uint8_t *to, int64_t offset, int64_t nbytes) {
   }
 }
 
-// Codes of 32 k x 16 columns as 8 registers, whose bits are then gathered into planes. Codes are narrower than their
-// lanes, so that shifts of whole words never carry into a neighbour once masked.
-void weave_codes(const Staged strip[COLUMNS], int bits, int64_t g, uint8_t *planes) {
-  uint32_t lanes[8][COLUMNS];
-  for (int c = 0; c < COLUMNS; ++c) {
-    uint32_t fours[8];
-    std::memcpy(fours, strip[c].codes + GROUP * g, sizeof fours);
-    for (int j = 0; j < 8; ++j) lanes[j][c] = fours[j];
+// The planes' words of one column, from its codes of 32 k in `eights`: word i of a plane has, one behind the other, what
+// words i, i + WIDTH... of the codes have for it. So shifts move two words at once, and none carries into a neighbour.
+template <int BITS, int AT = 0>
+void planes_of(const uint64_t eights[4], uint32_t *words) {
+  constexpr int WIDTH = plane_width(BITS - AT);
+  const auto part = [&](int i) { return eights[i] >> AT & ((1u << WIDTH) - 1) * 0x0101010101010101u; };
+  if constexpr (WIDTH == 8) {
+    std::memcpy(words, eights, 32);
+  } else if constexpr (WIDTH == 4) {
+    const uint64_t both[2] = {part(0) | part(2) << 4, part(1) | part(3) << 4};
+    std::memcpy(words, both, 16);
+  } else {
+    const uint64_t all = part(0) | part(1) << 2 | part(2) << 4 | part(3) << 6;
+    if constexpr (WIDTH == 2) std::memcpy(words, &all, 8);
+    else *words = static_cast<uint32_t>(all) | static_cast<uint32_t>(all >> 32) << 1;
   }
-  for (int at = 0; at < bits;) {
-    const int width = plane_width(bits - at);
-    const uint32_t mask = ((1u << width) - 1) * 0x01010101u;
-    for (int i = 0; i < width; ++i) {
-      uint32_t plane[COLUMNS] = {};
-      for (int j = i; j < 8; j += width)
-        for (int c = 0; c < COLUMNS; ++c) plane[c] |= (lanes[j][c] >> at & mask) << (j / width * width);
-      std::memcpy(planes, plane, REGISTER);
-      planes += REGISTER;
-    }
-    at += width;
+  if constexpr (AT + WIDTH < BITS) planes_of<BITS, AT + WIDTH>(eights, words + WIDTH);
+}
+
+// Codes of 32 k x 16 columns, whose bits are gathered into planes, 16 columns side by side.
+template <int BITS>
+void weave_codes(const Staged strip[COLUMNS], int64_t g, uint8_t *planes) {
+  uint32_t woven[BITS][COLUMNS];
+  for (int c = 0; c < COLUMNS; ++c) {
+    uint64_t eights[4];
+    uint32_t words[BITS];
+    std::memcpy(eights, strip[c].codes + GROUP * g, sizeof eights);
+    planes_of<BITS>(eights, words);
+    for (int i = 0; i < BITS; ++i) woven[i][c] = words[i];
+  }
+  std::memcpy(planes, woven, sizeof woven);
+}
+
+using WeaveKernel = void (*)(const Staged strip[COLUMNS], int64_t g, uint8_t *planes);
+
+WeaveKernel weave_of(int bits) {
+  switch (bits) {
+    case 2: return weave_codes<2>;
+    case 3: return weave_codes<3>;
+    case 4: return weave_codes<4>;
+    case 5: return weave_codes<5>;
+    case 6: return weave_codes<6>;
+    case 8: return weave_codes<8>;
+    default: std::abort();  // no kind has such codes
   }
 }
 
@@ -107,16 +131,21 @@ void weave_subscaled(const Staged strip[COLUMNS], const PanelKind &kind, const L
   }
 }
 
-void weave_grouped(const Staged strip[COLUMNS], const PanelKind &kind, int64_t group, const Layout &at,
-                   uint8_t *block) {
-  const int64_t width = bytes_of(kind.number);
+template <int WIDTH>
+void weave_numbers(const Staged strip[COLUMNS], const PanelKind &kind, int64_t group, const Layout &at, uint8_t *block) {
   for (int64_t i = 0; i < SUPERBLOCK / group; ++i) {
     for (int64_t c = 0; c < COLUMNS; ++c) {
-      const int64_t lane = (i * COLUMNS + c) * width;
-      std::memcpy(block + at.scales + lane, strip[c].numbers[i], width);
-      if (kind.mins) std::memcpy(block + at.mins + lane, strip[c].biases[i], width);
+      const int64_t lane = (i * COLUMNS + c) * WIDTH;
+      std::memcpy(block + at.scales + lane, strip[c].numbers[i], WIDTH);
+      if (kind.mins) std::memcpy(block + at.mins + lane, strip[c].biases[i], WIDTH);
     }
   }
+}
+
+void weave_grouped(const Staged strip[COLUMNS], const PanelKind &kind, int64_t group, const Layout &at,
+                   uint8_t *block) {
+  if (bytes_of(kind.number) == 4) weave_numbers<4>(strip, kind, group, at, block);
+  else weave_numbers<2>(strip, kind, group, at, block);
 }
 
 template <class Word>
@@ -163,6 +192,7 @@ void Job::weave(const RowSource &rows, int64_t count, uint8_t *panel) const {
   }
   const Layout at = layout(kind, panels.group);
   const int64_t numbers = bytes.size() == 3 ? bytes[1] : 0;
+  const WeaveKernel weave_codes = weave_of(kind.bits);
   for (int64_t b = 0; b < panels.superblocks; ++b, panel += at.bytes) {
     Staged strip[COLUMNS] = {};
     for (int64_t c = 0; c < count; ++c)
@@ -170,7 +200,7 @@ void Job::weave(const RowSource &rows, int64_t count, uint8_t *panel) const {
     if (kind.arithmetic == Arithmetic::subscaled) weave_subscaled(strip, kind, at, panel);
     else weave_grouped(strip, kind, panels.group, at, panel);
     for (int64_t g = 0; g < GROUPS; ++g)
-      weave_codes(strip, kind.bits, g, panel + at.codes + g * REGISTER * kind.bits);
+      weave_codes(strip, g, panel + at.codes + g * REGISTER * kind.bits);
   }
 }
 

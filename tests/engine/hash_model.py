@@ -135,7 +135,7 @@ class HashPasses:
 
 def _chained(past: mx.array, tokens: Sequence[int]) -> mx.array:
     """From -1 down, so that nothing made on the GPU is like it."""
-    at, made = int(cast(int, past[-1].item())) if len(past) else 0, []
+    at, made = int(np.array(past)[-1]) if len(past) else 0, []
     for token in tokens:
         at = -1 - crc32(np.array([at, token], np.int32).tobytes()) % MARK
         made.append(at)

@@ -16,6 +16,7 @@ from engine.memory import (
     _container,
     _linux,
     check_fits,
+    copied_tokens,
     free_memory,
     memory_need,
     room_for,
@@ -137,3 +138,17 @@ def test_scratch_is_for_the_largest_pass_that_the_scheduler_plans() -> None:
     one_row = 4 * (4 * LLAMA_1B.width + 4 * 32 * 64 + 3 * LLAMA_1B.ffn)
     assert rows(16) == PREFILL + 16
     assert rows(2 * PREFILL) == PREFILL + 2 * PREFILL
+
+
+def test_prompts_on_the_cpu_beside_a_gpu_have_their_copies_counted() -> None:
+    """A context of keys and values on the way, pages of one layer, panels of one layer."""
+    free = 8 * GIB
+    alone, beside = (room_for(LLAMA_1B, GIB, SPEC, free, 2, beside=beside) for beside in (False, True))
+    assert beside.cache < alone.cache
+    gathered = copied_tokens(LLAMA_1B, SPEC.max_batch, 2, beside=True) * beside.context
+    need = memory_need(LLAMA_1B, GIB, beside.cache, SPEC.kv, SPEC.max_batch, gathered, beside=True)
+    assert need.total <= SHARE * free
+    attended = copied_tokens(LLAMA_1B, SPEC.max_batch, 2, beside=False) * beside.context
+    without = memory_need(LLAMA_1B, GIB, beside.cache, SPEC.kv, SPEC.max_batch, attended)
+    layer = beside.context * token_bytes(LLAMA_1B) // LLAMA_1B.layers
+    assert need.scratch - without.scratch >= (LLAMA_1B.layers + 1) * layer + GIB // LLAMA_1B.layers

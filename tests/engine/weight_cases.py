@@ -3,12 +3,13 @@
 import tempfile
 from dataclasses import dataclass, field
 
+import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from engine import _native
 from quant.decode import dequantise, dequantise_affine
-from quant.formats import AFFINE, FORMATS, Format
+from quant.formats import AFFINE, FORMATS, NUMPY, Format
 
 F32 = npt.NDArray[np.float32]
 
@@ -56,6 +57,20 @@ class Weights:
                 file.write(plane.data)
             file.flush()
             return _native.pack(spans, self.kind.name, rows, cols)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The planes in memory, (rows, a row's part), each with the type of what is in it."""
+        name = self.kind.name
+        dense = name in FORMATS and FORMATS[name].dense
+        return [_array(plane.data, name if dense else plane.dtype, len(self.decoded)) for plane in self.planes]
+
+
+def _array(data: bytes, dtype: str, rows: int) -> mx.array:
+    raw = np.frombuffer(data, NUMPY[dtype]).reshape(rows, -1)
+    array = mx.array(raw).view(mx.bfloat16) if dtype == "bf16" else mx.array(raw)
+    mx.eval(array)
+    return array
 
 
 def weights(kind: Kind, rows: int, cols: int, seed: int = 0) -> Weights:
