@@ -13,7 +13,7 @@ from engine.batch import Batch, Ints
 from engine.builtin_weights import BuiltinMatrix
 from models.config import AttentionShape, ModelConfig
 from models.ops import Attention, GatedMLP, HeadNorms, Linear, Matrix, Rows
-from models.rope import rope_table
+from models.rope import Rope, rope_table
 
 
 class BuiltinPool:
@@ -168,7 +168,7 @@ class BuiltinOps:
         y = self.attend(layer, q, k, v, weights.head_norms)
         if rows is Rows.PICKED:
             x, y = self.picked(x), self.picked(y)
-        return x + self.linear(y, weights.out)
+        return self._added(x, self.linear(y, weights.out))
 
     def picked(self, x: mx.array) -> mx.array:
         """The rows whose logits are wanted, with which alone the pass goes on."""
@@ -176,8 +176,8 @@ class BuiltinOps:
 
     def add_mlp(self, x: mx.array, weights: GatedMLP) -> mx.array:
         normed = self._normed(x, weights.norm)
-        gate = self.linear(normed, weights.gate)
-        return x + self.linear(gate * mx.sigmoid(gate) * self.linear(normed, weights.up), weights.down)
+        gated = self._gated(self.linear(normed, weights.gate), self.linear(normed, weights.up))
+        return self._added(x, self.linear(gated, weights.down))
 
     def logits(self, x: mx.array, norm: mx.array, head: Linear) -> mx.array:
         return self.linear(self._normed(x, norm), head)
@@ -187,7 +187,7 @@ class BuiltinOps:
         if norms:
             q = mx.fast.rms_norm(q, norms.q.astype(q.dtype), self.eps)
             k = mx.fast.rms_norm(k, norms.k.astype(k.dtype), self.eps)
-        q, k = self._turned(q), self._turned(k)
+        q, k = (turned(x, self.shape.rope, self._turns) for x in (q, k))
         self._writing.write_rows(layer, self._slots, k, v)
         return self.mixed(layer, q)
 
@@ -202,6 +202,13 @@ class BuiltinOps:
             return mx.broadcast_to(x[:, :1], (0, linear.matrix.rows))
         product = cast(BuiltinMatrix, linear.matrix).times(x)
         return product if linear.bias is None else product + linear.bias.astype(product.dtype)
+
+    def _added(self, x: mx.array, product: mx.array) -> mx.array:
+        """The residual stream with what a layer's half adds to it."""
+        return x + product
+
+    def _gated(self, gate: mx.array, up: mx.array) -> mx.array:
+        return gate * mx.sigmoid(gate) * up
 
     def _normed(self, x: mx.array, weight: mx.array) -> mx.array:
         return mx.fast.rms_norm(x, weight, self.eps).astype(self.dtype)
@@ -220,18 +227,18 @@ class BuiltinOps:
         )
         return mixed.swapaxes(1, 2).reshape(group.rows.size, -1)
 
-    def _turned(self, x: mx.array) -> mx.array:
-        """Rope over the heads of x (T, H, Dh), computed in float32."""
-        rope = self.shape.rope
-        cos, sin = mx.split(self._turns[:, None], 2, axis=-1)  # (T, 1, dims/2)
-        head = x[..., : rope.dims].astype(mx.float32)
-        if rope.interleaved:
-            a, b = head[..., 0::2], head[..., 1::2]
-            turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(head.shape)
-        else:
-            a, b = mx.split(head, 2, axis=-1)
-            turned = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
-        return mx.concatenate([turned.astype(x.dtype), x[..., rope.dims :]], axis=-1)
+
+def turned(x: mx.array, rope: Rope, turns: mx.array) -> mx.array:
+    """Rope over the heads of x (T, H, Dh), computed in float32; turns (T, rope dims) are cosines, then sines."""
+    cos, sin = mx.split(turns[:, None], 2, axis=-1)  # (T, 1, dims/2)
+    head = x[..., : rope.dims].astype(mx.float32)
+    if rope.interleaved:
+        a, b = head[..., 0::2], head[..., 1::2]
+        both = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).reshape(head.shape)
+    else:
+        a, b = mx.split(head, 2, axis=-1)
+        both = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return mx.concatenate([both.astype(x.dtype), x[..., rope.dims :]], axis=-1)
 
 
 def _slots_written(batch: Batch, page_size: int) -> Ints:

@@ -19,6 +19,7 @@ from engine.engine import Engine, Limits, PassOps
 from engine.memory import Room, copied_tokens, free_memory, memory_need, room_for, token_bytes
 from engine.messages import EngineSpec
 from engine.metal import device as metal
+from engine.metal import layering
 from engine.metal.attending import settled
 from engine.metal.ops import MetalOps
 from engine.metal.weights import MetalLoader
@@ -212,11 +213,12 @@ def _on_metal(spec: EngineSpec, config: ModelConfig, checkpoint: Checkpoint, roo
     dtype = _builtin_dtype(spec, checkpoint)
     supervisor = metal.supervisor()
     attending, chosen = settled(supervisor, config.attention, dtype, KV[spec.kv])
-    loader = MetalLoader(dtype, supervisor, chosen=chosen)
+    between, small = layering.settled(supervisor, config, dtype, KV[spec.kv])
+    loader = MetalLoader(dtype, supervisor, chosen=chosen | small)
     loader.settle(checkpoint)
     model = Llama.load(config, checkpoint, loader)
     pool = BuiltinPool(config, room.cache // PAGE, PAGE, KV[spec.kv])
-    return model, lambda batch: MetalOps(config, pool, batch, dtype, attending), pool, f"-{loader.fingerprint}"
+    return model, lambda batch: MetalOps(config, pool, batch, dtype, attending, between), pool, f"-{loader.fingerprint}"
 
 
 _SIDES = {"cpu": _on_cpu, "builtin": _on_builtin, "metal": _on_metal}

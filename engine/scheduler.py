@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from engine.away import Away
+from engine.pace import LEAST, ROWS, Pace
 from engine.pace import PREFILL as MOST
-from engine.pace import ROWS, Pace
 from engine.sequence import Sequence
 from engine.turns import ANSWER, Turns
 from engine.work import Work
@@ -209,7 +209,7 @@ class Scheduler:
             share = budget * weights[s] / sum(weights[other] for other in members[i:])
             count = min(self._pace.tokens(s.computed, share), s.alike, most)
             if len(weights) == 1 and count < s.alike:
-                count = _whole_strips(count + answering) - answering or count
+                count = max(_whole_strips(count + answering) - answering, min(count, LEAST))
             budget -= min(share, costs[s])
             most -= count
             if count > 0:
@@ -248,9 +248,9 @@ class Scheduler:
 
 
 def _whole_strips(rows: int) -> int:
-    """No more rows than these, and no strip of the kernels begun for a few."""
+    """At most so many, and of the kernels' strips none that is begun for a few."""
     whole = ROWS if rows > 2 * ROWS else ROWS // 2
-    return max(rows // whole * whole, min(rows, whole))
+    return rows // whole * whole
 
 
 def _follows(sequence: Sequence, leader: Sequence) -> bool:

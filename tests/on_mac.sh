@@ -13,7 +13,8 @@
 # --only       one step, by its name
 # --dry-run    says what would be done, and does nothing
 #
-# A step that fails is noted and the next one goes on; the exit code is the number of failed steps, at most 99.
+# A step that fails is noted and the next one goes on; the exit code is the number of failed steps, at most 99. Ctrl-C
+# ends a step, twice within two seconds everything; the report is written and the service removed in any case.
 set -u
 HERE=$PWD
 cd "$(dirname "$0")/.." || exit 1
@@ -24,7 +25,7 @@ PORT=7863
 model=models/cria/cria.gguf llama='' mlx_python='' mlx_model='' out=$HERE/on_mac_report.txt only=''
 quick='' service=yes dry=''
 
-usage() { sed -n '2,17s/^# \{0,1\}//p' "$ROOT/tests/on_mac.sh"; }
+usage() { sed -n '2,18s/^# \{0,1\}//p' "$ROOT/tests/on_mac.sh"; }
 
 wanted() { # an option's name and what follows it
   if [ $# -lt 2 ] || [ -z "$2" ]; then
@@ -68,33 +69,48 @@ done
 
 on_mac() { [ "$(uname -s)" = Darwin ]; }
 
-# What the report must not hold, longest first: a folder lies in another.
-private() {
-  for path in "$model" "$llama" "$mlx_python" "$mlx_model"; do
-    case $path in
-      /*) printf '%s\t...\n' "$(dirname "$path")" ;;
-    esac
-  done
-  printf '%s\tpuna\n' "$ROOT"
-  printf '%s\ttmp\n' "${TMPDIR:-/tmp}"
-  printf '%s\t~\n' "${HOME:-/nowhere}"
-  for name in "$(hostname 2> /dev/null)" "$(hostname -s 2> /dev/null)" "$(scutil --get ComputerName 2> /dev/null)" \
-    "$(scutil --get LocalHostName 2> /dev/null)"; do
-    [ ${#name} -ge 4 ] && printf '%s\thost\n' "$name"
-  done
-  [ -n "${USER:-}" ] && printf '/%s/\t/user/\n' "$USER"
+folder() { # a folder and what it is called instead, by the way that one went and as programs say it
+  local path=${1%/} real
+  [ -n "$path" ] || return 0
+  printf '%s\t%s\tpath\n' "$path" "$2"
+  real=$(cd "$path" 2> /dev/null && pwd -P) && printf '%s\t%s\tpath\n' "$real" "$2"
 }
 
+# What the report must not hold, what stands there instead, and whether it is a path, or a word that may lie in others.
+private() {
+  local path name
+  for path in "$model" "$llama" "$mlx_python" "$mlx_model"; do
+    case $path in
+      /*) folder "$(dirname "$path")" ... ;;
+    esac
+  done
+  folder "$ROOT" puna
+  folder "${TMPDIR:-/tmp}" tmp
+  folder "${HOME:-/nowhere}" '~'
+  for name in "$(hostname 2> /dev/null)" "$(hostname -s 2> /dev/null)" "$(scutil --get ComputerName 2> /dev/null)" \
+    "$(scutil --get LocalHostName 2> /dev/null)"; do
+    [ ${#name} -ge 4 ] && printf '%s\thost\tpath\n' "$name"
+  done
+  for name in "${USER:-}" "$(id -un 2> /dev/null)" "$(id -F 2> /dev/null)"; do
+    [ "$name" != root ] && printf '%s\tuser\tword\n' "$name"
+  done
+}
+
+# Longest first: a folder lies in another. By bytes: what programs say need not be text.
 redact() {
-  private | awk -F '\t' '
-    NR == FNR { if (length($1) > 1) { from[++n] = $1; to[n] = $2 } next }
+  private | LC_ALL=C awk -F '\t' '
+    NR == FNR { if (length($1) > 1) { from[++n] = $1; to[n] = $2; kind[n] = $3 } next }
     FNR == 1 { for (i = 1; i < n; i++) for (j = i + 1; j <= n; j++) if (length(from[j]) > length(from[i])) {
-        t = from[i]; from[i] = from[j]; from[j] = t; t = to[i]; to[i] = to[j]; to[j] = t } }
+        t = from[i]; from[i] = from[j]; from[j] = t; t = to[i]; to[i] = to[j]; to[j] = t
+        t = kind[i]; kind[i] = kind[j]; kind[j] = t } }
     { rest = $0
       for (i = 1; i <= n; i++) {
         done = ""
         while ((at = index(rest, from[i])) > 0) {
-          done = done substr(rest, 1, at - 1) to[i]
+          before = at > 1 ? substr(rest, at - 1, 1) : substr(done, length(done))
+          after = substr(rest, at + length(from[i]), 1)
+          within = kind[i] == "word" && (before ~ /[A-Za-z0-9]/ || after ~ /[A-Za-z0-9]/)
+          done = done substr(rest, 1, at - 1) (within ? from[i] : to[i])
           rest = substr(rest, at + length(from[i]))
         }
         rest = done rest
@@ -111,11 +127,33 @@ if [ -n "$redact_only" ]; then
   exit 0
 fi
 
-raw='' failed=0 summary=''
+raw='' failed=0 summary='' unbuilt='' installed='' stopped=-9 met=''
 begin() {
   [ -n "$dry" ] && return
+  : > "$out" || exit 2
   raw=$(mktemp) || exit 1
-  trap 'rm -f "$raw"' EXIT
+  trap 'finish' EXIT
+  trap 'interrupted' INT
+  if on_mac; then caffeinate -i -w $$ & fi # what sleeps is not measured
+}
+
+interrupted() { # the step that runs got it too, and ends
+  [ $((SECONDS - stopped)) -le 2 ] && exit 130
+  stopped=$SECONDS
+  echo "  interrupted: on to the next step (again to end everything)"
+}
+
+# Also where something ended the script: the service is gone, and what was found is in the report.
+finish() {
+  trap '' INT
+  [ -n "$installed" ] && "$BIN/puna" service remove >> "$raw" 2>&1
+  {
+    printf 'Puna, verified by tests/on_mac.sh\n\n%s' "$summary"
+    cat "$raw"
+  } > "$raw.all"
+  redact "$raw.all" > "$out"
+  rm -f "$raw" "$raw.all"
+  printf '\n%s\nthe report: %s\n' "$summary" "$out"
 }
 
 # One step: its name, what it is for, where it runs (any, mac), and its command.
@@ -123,8 +161,13 @@ step() {
   local name=$1 what=$2 where=$3 code begun
   shift 3
   [ -n "$only" ] && [ "$only" != "$name" ] && return
+  met=yes
   if [ "$where" = mac ] && ! on_mac; then
     note "$name: left out: $what; this is no Mac"
+    return
+  fi
+  if [ -n "$unbuilt" ]; then
+    note "$name: left out: $what; nothing was built"
     return
   fi
   if [ -n "$dry" ]; then
@@ -150,7 +193,7 @@ note() {
 
 about() {
   date -u '+%Y-%m-%d %H:%M UTC'
-  git rev-parse HEAD && git status --short | head -20
+  git rev-parse HEAD && git status --short --untracked-files=no | head -20
   uname -srm
   "${PYTHON:-python3}" --version
   c++ --version | head -1
@@ -187,12 +230,12 @@ sme() { # our matrix-unit kernels against portable C++, bit for bit, on the unit
 
 one_answer() { "$BIN/puna" run "$model" 'What is Puna?' --max-tokens 24 --temperature 0 "$@"; }
 
-devices() { # each device answers; a request for what is not built is one clear line
+devices() { # each device answers, and what cannot be had is refused in one clear line
   for device in auto cpu builtin; do
     echo "-- --device $device" && one_answer --device "$device" || return 1
   done
   echo "-- --prefill gpu" && one_answer --prefill gpu || return 1
-  echo "-- --prefill cpu, which is refused beside a GPU" && one_answer --prefill cpu
+  echo "-- --prefill cpu, or why not" && one_answer --prefill cpu
   return 0
 }
 
@@ -213,9 +256,12 @@ command_buffers() { # docs/placement.md: what Puna chose, what MLX has by itself
     done
 }
 
-beside_llama() {
-  "$BIN/python" -m tests.peers.speed "$model" --peer "$llama" &&
-    "$llama/llama-bench" -m "$model" -p 512 -n 128 -ngl 99
+fast_cores() { sysctl -n hw.perflevel0.physicalcpu 2> /dev/null || getconf _NPROCESSORS_ONLN; }
+
+beside_llama() { # the GPUs one after the other, then the CPUs in turns
+  "$llama/llama-bench" -m "$model" -p 512 -n 128 -ngl 99 &&
+    "$BIN/puna" bench "$model" ${quick:+"$quick"} &&
+    "$BIN/python" -m tests.peers.speed "$model" --peer "$llama" --threads "$(fast_cores)"
 }
 
 beside_mlx_lm() {
@@ -238,6 +284,12 @@ daemon() { # from nothing to nothing
     echo "a service is installed already; it is left alone"
     return
   fi
+  case $ROOT/ in
+    "$HOME"/Desktop/* | "$HOME"/Documents/* | "$HOME"/Downloads/*)
+      echo "macOS keeps agents out of this folder unless somebody allows it: should nothing answer, that is why"
+      ;;
+  esac
+  installed=yes
   "$BIN/puna" service install "$model" --port "$PORT" || return 1
   answers_on "$PORT"
   local code=$?
@@ -246,7 +298,7 @@ daemon() { # from nothing to nothing
   curl -fsS "http://127.0.0.1:$PORT/v1/models" || code=1
   echo
   "$BIN/puna" service logs || code=1
-  "$BIN/puna" service remove || code=1
+  if "$BIN/puna" service remove; then installed=''; else code=1; fi
   if "$BIN/puna" service status > /dev/null 2>&1; then
     echo "it is still there" && code=1
   fi
@@ -257,16 +309,17 @@ daemon() { # from nothing to nothing
 begin
 step about "the machine" any about
 step build "the extension and the environment" any make build
+case $summary in *'build '*FAILED*) unbuilt=yes ;; esac
 step gpu "what MLX says of the GPU" any gpu
 # MLX multiplies float32 in fewer bits on an M5 unless told not to; the tests' bounds are those of float32.
 step tests "linters, types and every test" any env MLX_ENABLE_TF32=0 make test
 step engine "the whole engine on MLX's own kernels" any whole_engine
 step kernels "the supervisor checks and times every kernel of the GPU" mac "$BIN/puna" kernels --retune
-step verdicts "what it kept" mac "$BIN/puna" kernels
 step sme "the matrix unit" mac sme
 step devices "each device, and where prompts go" any devices
 step bench "speed, with shares of the roofline" any bench
 step buffers "speed by length of command buffers" mac command_buffers
+step verdicts "what it kept, of these models too" mac "$BIN/puna" kernels
 step contention "two streams at once, beside two processes at once" any contention
 if [ -n "$llama" ]; then step llama "beside llama.cpp" any beside_llama; else note "llama: left out: see --llama"; fi
 if [ -n "$mlx_python" ] && [ -n "$mlx_model" ]; then
@@ -279,14 +332,11 @@ if [ -n "$service" ]; then
 else
   note "service: left out: --no-service"
 fi
+if [ -z "$met" ]; then
+  echo "$only: no such step, or it needs another option; see --dry-run and --help" >&2
+  exit 2
+fi
 [ -n "$dry" ] && exit 0
 
-{
-  printf 'Puna, verified by tests/on_mac.sh\n\n%s' "$summary"
-  cat "$raw"
-} > "$raw.all"
-redact "$raw.all" > "$out"
-rm -f "$raw.all"
-printf '\n%s\nthe report: %s\n' "$summary" "$out"
 [ "$failed" -gt 99 ] && failed=99
 exit "$failed"

@@ -11,7 +11,7 @@ from engine.metal.layer import Turns, threads
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
-ROOT = 3 * UNIT  # of rsqrt, by Metal's specification 2 ulp, and of its argument's last sum
+ROOT = 3 * UNIT  # of rsqrt 2 ulp, as Metal's specification has it with fast math, and of its argument's last sum
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,18 @@ from importlib.metadata import version
 import msgspec
 
 from engine.kernel_report import KernelReport
-from engine.metal import attending, products
+from engine.metal import attending, layering, products
 from engine.metal.device import supervisor, usable, verdict_file
 from engine.supervisor import Supervisor
 
 # What most models are made of, for a machine on which nothing was tried yet.
 COMMON = [f"product {kind} large float16" for kind in ("q4_k", "q6_k", "affine4_64-f16")]
 COMMON += [f"attention {phase} 32/8x128 window None float16 over float16" for phase in ("decode", "prompt")]
+COMMON += [
+    "layer norm 4096 float16",
+    "layer gate 14336 float16",
+    "layer rope 32/8x128 turns 128 pairs plain float16 over float16",
+]
 
 
 def main() -> None:
@@ -40,7 +45,7 @@ def report(*, retune: bool) -> KernelReport:
 def tried(fresh: Supervisor, key: str) -> None:
     """A name of an older version, which means nothing any more, is left out."""
     try:
-        tune = _attention(fresh, key) if key.startswith("attention") else _product(fresh, key)
+        tune = _OF[key.partition(" ")[0]](fresh, key)
     except (KeyError, ValueError):
         logging.info("%s: unknown, left out", key)
         return
@@ -51,5 +56,12 @@ def _attention(fresh: Supervisor, key: str) -> Callable[[], object]:
     return partial(fresh.choice, attending.named(key))
 
 
+def _layer(fresh: Supervisor, key: str) -> Callable[[], object]:
+    return partial(fresh.choice, layering.named(key))
+
+
 def _product(fresh: Supervisor, key: str) -> Callable[[], object]:
     return partial(fresh.choice, products.operation(products.Subject.named(key)))
+
+
+_OF = {"attention": _attention, "layer": _layer, "product": _product}

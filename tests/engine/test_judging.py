@@ -1,6 +1,6 @@
 """Who is right and who is faster, told by candidates that are made to be this or that."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import pytest
 from engine.candidates import Floats
 from engine.judging import ROUNDS, Fault, fault_of, judged
 from engine.verdicts import Fate, Finding
-from tests.engine.fake_candidates import Clock, Fake, FakeTrial, always, flaky, operation
+from tests.engine.fake_candidates import ROWS, Clock, Fake, FakeTrial, always, flaky, operation
 
 TRIAL = [FakeTrial("only")]
 COSTS = (("old", 1.0), ("new", 0.5))
@@ -73,6 +73,15 @@ def test_a_row_whose_bits_change_when_alone_is_out_though_within_the_bound() -> 
     found = fault(alone_adds=2.0**-22)
     assert found == Fault(Fate.VARIES, "only: row 0 of 5")
     assert fault(alone_adds=2.0**-22, keeps_rows=False) is None  # it never said so
+
+
+@pytest.mark.parametrize("row", [0, ROWS // 2, ROWS - 1])
+def test_the_first_row_the_last_and_one_between_are_held_to_it(row: int) -> None:
+    class OneVaries(Fake):
+        def result(self, trial: FakeTrial) -> Floats:
+            return super().result(trial) + np.float32(2.0**-20 * (trial.rows == 1 and trial.first == row))
+
+    assert fault_of(OneVaries("x", Clock()), TRIAL) == Fault(Fate.VARIES, f"only: row {row} of 5")
 
 
 def test_every_trial_is_asked_until_the_first_fault() -> None:
@@ -181,6 +190,47 @@ def test_a_fault_while_timed_is_a_fault() -> None:
     finding = verdict([Fake("old", clock), Fake("new", clock, throws_timed=True)])
     assert fates(finding) == {"old": Fate.CHOSEN, "new": Fate.THROWS}
     assert finding.verdicts[1].reason == "timed on step: MemoryError: no room"
+
+
+class Counted(Fake):
+    """Notes how often each reading of the clock has it compute."""
+
+    def burst(self, trial: FakeTrial, times: int) -> None:
+        self.asked.append(str(times))
+        super().burst(trial, times)
+
+
+@pytest.mark.parametrize(("cost", "times"), [(1.0, 1), (1e-3, 20), (1e-7, 512)])
+def test_a_reading_of_the_clock_spans_what_it_can_tell_and_says_what_one_takes(cost: float, times: int) -> None:
+    clock = Clock()
+    pair = [Counted(name, clock, costs=always(cost)) for name in ("old", "new")]
+    finding = verdict([*pair])
+    for candidate, found in zip(pair, finding.verdicts, strict=True):
+        assert candidate.asked[-1] == str(times)
+        assert found.seconds == pytest.approx({"step": cost, "prompt": cost})
+
+
+def test_one_candidate_alone_is_not_timed() -> None:
+    lone = Counted("old", Clock())
+    assert verdict([lone]).chosen == "old"
+    assert lone.asked == []
+
+
+def in_laps(first: float, *rest: float) -> Iterator[float]:
+    """Seconds of a lap, each of two trials; from the last on always the same."""
+    for seconds in (first, *rest):
+        yield from (seconds, seconds)
+    yield from always(rest[-1])
+
+
+def test_three_lost_rounds_and_the_first_run_which_compiles_do_not_count_against_the_faster() -> None:
+    """Whatever the losses cost: the median decides, and four of five rounds."""
+    clock = Clock()
+    lost = (0.5, 0.5, 0.5, 90.0, 90.0, 90.0, 0.5)
+    finding = verdict([Fake("old", clock), Fake("new", clock, costs=in_laps(90.0, *lost))])
+    assert finding.chosen == "new"
+    again = verdict([Fake("old", clock), Fake("new", clock, costs=in_laps(90.0, 1.5, *lost))])
+    assert again.chosen == "old"
 
 
 def test_if_the_baseline_is_wrong_whoever_is_right_is_chosen_without_a_race() -> None:

@@ -13,6 +13,7 @@ from engine.builtin_ops import BuiltinOps, BuiltinPool
 from engine.builtin_weights import BuiltinLoader
 from engine.engine import Engine, Limits
 from engine.messages import Sampling, Submit
+from engine.metal import layering
 from engine.metal.attending import settled
 from engine.metal.ops import MetalOps
 from engine.metal.products import Held, Subject, operation
@@ -48,7 +49,8 @@ class Side:
     def ops_of(self, batch: Batch) -> BuiltinOps:
         if self.attending is None:
             return BuiltinOps(self.config, self.pool, batch, self.dtype)
-        return MetalOps(self.config, self.pool, batch, self.dtype, self.attending)
+        between = layering.settled(Always("fused"), self.config, self.dtype, self.dtype, on_host)[0]
+        return MetalOps(self.config, self.pool, batch, self.dtype, self.attending, between)
 
     def step(self, *spans: Span) -> npt.NDArray[np.float32]:
         ops = self.ops_of(Batch.of(spans))

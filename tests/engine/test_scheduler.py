@@ -76,6 +76,15 @@ def test_a_lone_prompt_fills_up_the_rows_that_kernels_take_at_once() -> None:
     assert passes.next() == [(1, 1), (2, 95)]
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 4, 5, 9])
+@pytest.mark.parametrize("answering", range(1, 25))
+def test_a_prompt_goes_on_beside_however_many_answers(answering: int, chunk: int) -> None:
+    streams = [sequence(i, 1, answer=100) for i in range(answering)]
+    passes = Passes(1000, 32, *streams, sequence(99, 5000), chunk=chunk)
+    passes.next()
+    assert 1 <= dict(passes.next())[99] <= chunk
+
+
 def test_no_more_run_than_a_pass_has_room_for_and_the_first_come_first() -> None:
     passes = Passes(1000, 2, *(sequence(i, 10, answer=1 + i) for i in range(5)))
     assert [name for name, _ in passes.next()] == [0, 1]

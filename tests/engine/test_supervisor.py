@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from engine.supervisor import Supervisor
-from engine.verdicts import Fate, Known, Machine, VerdictFile, cache_folder, hashed
+from engine.verdicts import Fate, Finding, Known, Machine, VerdictFile, cache_folder, hashed
 from tests.engine.fake_candidates import Clock, Fake, FakeTrial, always, operation
 
 HERE = Machine("Apple M9", "0.32.4", "Darwin 27.0")
@@ -122,6 +122,19 @@ def test_another_chip_mlx_or_system_knows_nothing_of_it(tmp_path: Path, change: 
     assert second.tuned
 
 
+@pytest.mark.parametrize(("changed", "to"), [("system", "Darwin"), ("release", "27.1")])
+def test_the_system_and_its_release_are_part_of_the_machine(
+    changed: str, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its compiler of kernels comes with it."""
+    before = Machine.here("Apple M9", "0.32.4")
+    monkeypatch.setattr(f"platform.{changed}", lambda: to)
+    after = Machine.here("Apple M9", "0.32.4")
+    assert to in after.system
+    assert before != after
+    assert before.file_name != after.file_name
+
+
 def test_a_bit_flipped_at_any_byte_is_a_miss_and_no_error(world: World) -> None:
     world.chosen()
     whole = world.path.read_bytes()
@@ -177,6 +190,15 @@ def test_deeply_nested_nonsense_is_a_miss(world: World) -> None:
     text = "[" * 100_000
     world.path.write_text(f"puna kernels 1 {hashed(text)}\n{text}")
     assert world.chosen() == "new"
+
+
+def test_a_file_larger_than_verdicts_ever_are_is_not_read(world: World) -> None:
+    world.chosen()
+    sound = world.file.read().findings["sum"]
+    first, *others = sound.verdicts
+    world.file.found("sum", Finding((replace(first, reason="x" * 2**22), *others)))
+    assert world.path.stat().st_size > 2**22
+    assert world.file.read() == Known()
 
 
 def test_what_is_no_file_or_cannot_be_read_is_a_miss(world: World) -> None:
@@ -236,6 +258,18 @@ def test_a_candidate_with_which_a_process_ended_is_not_tried_again(world: World)
     assert finding.chosen == "third"
     assert finding.verdicts[1].fate is Fate.LOST
     assert world.file.read().trying == {}
+
+
+def test_a_candidate_with_which_a_process_ended_while_it_was_timed_is_not_tried_again(world: World) -> None:
+    class Deadly(Fake):
+        def burst(self, trial: object, times: int) -> None:
+            raise Death
+
+    deadly, right = Deadly("new", world.clock), Fake("right", world.clock)
+    with pytest.raises(Death):
+        Supervisor(world.file, world.clock).choice(operation([world.old, deadly, right]))
+    finding = Supervisor(world.file, world.clock).finding(operation([world.old, deadly, right]))
+    assert [verdict.fate for verdict in finding.verdicts] == [Fate.CHOSEN, Fate.LOST, Fate.SLOWER]
 
 
 def test_a_process_that_ended_with_the_baseline_blames_nobody(world: World) -> None:

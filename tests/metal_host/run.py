@@ -31,8 +31,8 @@ class Order:
     """What the language leaves open: the results of a good kernel do not hang on it, or stay within its bound.
 
     `sums` is the seed of an order of summation within a simdgroup (0: a butterfly), `reverse` runs threadgroups and
-    lanes last first, `contract` fuses a * b + c, `flush` takes subnormal floats for zero, `ulps` is how far exp, log,
-    rsqrt and their like may be from the nearest float.
+    lanes last first, `contract` fuses a * b + c, `flush` takes subnormal numbers for zero (but within
+    matrix products of halves), `ulps` is how far exp, log, rsqrt and their like may be from the nearest float.
     """
 
     sums: int = 0

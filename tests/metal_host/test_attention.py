@@ -76,6 +76,34 @@ def test_a_row_has_the_same_bits_alone_and_in_any_chunk(case: Case, kind: Class)
             np.testing.assert_array_equal(np.concatenate([first, middle, last]), rows)
 
 
+SIZES = {
+    f"{dim} wide, {pages}": Case(
+        ((33, 2), (0, 1)),
+        kv_heads=1,
+        head_dim=dim,
+        pages=pages,
+        queries="bfloat16" if pages == "bfloat16" else "float16",
+    )
+    for dim in HEAD_DIMS
+    for pages in PAGES
+}
+
+
+@both
+@pytest.mark.parametrize(
+    "case", [c for c in SIZES.values() if supports(c.shape)], ids=lambda c: f"{c.head_dim}-{c.pages}"
+)
+def test_every_head_size_is_right_over_every_kind_of_pages_and_a_row_alone_too(case: Case, kind: Class) -> None:
+    require_exact(World(case), kind)
+    world = World(case)
+    together = world.attend(kind, world.spans())
+    np.testing.assert_array_equal(world.attend(kind, [(0, 34, 1)])[0], together[0][1:])
+
+
+def test_only_the_widest_heads_over_float32_are_not_supported() -> None:
+    assert [name for name, case in SIZES.items() if not supports(case.shape)] == ["256 wide, float32"]
+
+
 @both
 @pytest.mark.parametrize("wrong", [np.nan, -np.inf])
 def test_a_value_that_is_no_number_reaches_the_rows_that_see_it_and_no_others(kind: Class, wrong: float) -> None:

@@ -31,6 +31,7 @@ FAULTS = {
         "at = start + (count - 1 - i) * step",
     ),
     "a partition is left out": ("decode", "MERGE", "i < count; ++i) {", "i < count - 1; ++i) {"),
+    "partials behind the last are read": ("decode", "MERGE", "i < count; ++i) {", "i <= count; ++i) {"),
     "a tile's page by its number in the pass": ("prefill", "PREFILL", "[1] + tile]", "[1] + tile - first_tile]"),
     "tiles are overwritten before all are read": ("prefill", "PREFILL", f"    {BARRIER}\n  }}\n\n", "  }\n\n"),
     "a token too late is seen in a tile": ("prefill", "PREFILL", "token < after);\n", "token <= after);\n"),

@@ -1,6 +1,7 @@
 """Barriers and races: who must come, and what a barrier puts in order.
 
-Metal Shading Language Specification, 6.9.1: all threads of the threadgroup (SIMD-group) need to execute the barrier
+Metal Shading Language Specification (version 4), 6.9.1:
+all threads of the threadgroup (SIMD-group) need to execute the barrier
 before any goes on; if any thread enters a conditional with a barrier, all must. Table 6.13: mem_none orders nothing,
 mem_device and mem_threadgroup order that memory between the threads of the threadgroup or of the SIMD-group.
 """
@@ -142,6 +143,7 @@ def test_a_planted_divergent_barrier_is_found_and_its_line_named(body: str) -> N
 
 
 def test_threadgroup_memory_is_fresh_for_each_threadgroup() -> None:
+    """4.4: it exists for the lifetime of the threadgroup, and nothing initialises it."""
     body = """
       threadgroup float tile[64];
       if (i < 64) tile[l] = x[i];

@@ -114,6 +114,8 @@ def test_norms_are_exact_within_the_bound(x: str, y: str) -> None:
         rows, weight = normal(1, 3, width, dtype=x), normal(2, width)
         got = ran(norm_call(3, width, x, y), {"x": rows, "weight": weight, "eps": EPS})[0]
         require_within(got, normed(widened(rows, x), weight.astype(np.float64), float(EPS), y), y)
+        alone = {"x": rows[2:], "weight": weight, "eps": EPS}
+        np.testing.assert_array_equal(ran(norm_call(1, width, x, y), alone, BACKWARDS)[0][0], got[2])
 
 
 @dtypes

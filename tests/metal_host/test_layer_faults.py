@@ -25,6 +25,10 @@ def of_sums() -> None:
     laws.test_a_residual_is_added_and_normed_at_once("float32", "float16")
 
 
+def of_norms() -> None:
+    laws.test_norms_are_exact_within_the_bound("float32", "float16")
+
+
 def of_gates() -> None:
     laws.test_gates_are_exact_within_the_bound("float32", "float16")
 
@@ -44,6 +48,18 @@ FAULTS = {
         "fma(each[i], each[i], 0)",
         of_sums,
     ),
+    "sums of simdgroups are read too soon in a norm": ("NORM", BARRIER, "", of_norms),
+    "a norm reads on behind its row": ("NORM", "at < width", "at <= width", of_norms),
+    "a norm gets the weight of its neighbour": (
+        "NORM",
+        "puna::four(weight + at)",
+        "puna::four(weight + (at ^ 4))",
+        of_norms,
+    ),
+    "the angles of another row": ("ROPE", "positions[row]", "positions[row + 1]", of_rope),
+    "a query is read behind its head": ("ROPE", "float(q[at + b])", "float(q[at + HEAD_DIM + b])", of_rope),
+    "a sum goes to another row": ("ADD_NORM", "sum + start + at", "sum + start % width + at", of_sums),
+    "a gate reads behind its end": ("GATE", "puna::four(up + at)", "puna::four(up + at + 4)", of_gates),
     "the gate opens the other way": ("GATE", "exponential(-opening", "exponential(opening", of_gates),
 }
 

@@ -1,9 +1,11 @@
 """8 x 8 matrices of a simdgroup: products, loads and stores, and which lane holds which element.
 
-Metal Shading Language Specification, 2.4 and 6.7: "The mapping of matrix elements to threads in the SIMD-group is
-unspecified", so the layout is pinned to two independent sources that agree and run on every Apple GPU so far:
-MLX (mlx/backend/metal/kernels/steel/gemm/mma.h, BaseMMAFrag::get_coord, at 846d176) and metal-flash-attention
-(Sources/FlashAttention/GEMM/GEMMHeaders.swift, morton_order). Both are restated below in their own terms.
+Metal Shading Language Specification (version 4), 2.4 and 6.7 (6.8 from version 4.1 on): "The mapping of matrix elements
+to threads in the SIMD-group is unspecified", and thread_elements() is in neither of its tables 6.9 and 6.10. So the
+layout is an assumption, pinned to two independent sources that agree and run on every Apple GPU so far: MLX
+(mlx/backend/metal/kernels/steel/gemm/mma.h, BaseMMAFrag::get_coord, at 846d176) and metal-flash-attention
+(Sources/FlashAttention/GEMM/GEMMHeaders.swift, morton_order, which refers to patent US11256518B2). Both are restated
+below in their own terms. Of our kernels only attention_prefill uses it.
 """
 
 import numpy as np
@@ -65,7 +67,7 @@ def chained(a: Array, b: Array, c: Array) -> Array:
 
 
 def test_a_product_is_rows_by_columns_and_a_chain_over_k() -> None:
-    """6.7: d = a * b + c. Order and inner precision are open: the host takes fma in float over ascending k."""
+    """6.7.2: d = a * b + c. Order and inner precision are open: the host takes fma in float over ascending k."""
     np.testing.assert_array_equal(stored(PRODUCT, A, B, C), chained(A, B, C))
 
 
@@ -90,7 +92,11 @@ def test_narrow_operands_and_a_float_accumulator_mix(kind: str) -> None:
 
 
 def test_load_and_store_take_stride_origin_and_transposition() -> None:
-    """6.7: elements_per_row, then the origin as (column, row), then whether rows become columns."""
+    """6.7.1: elements_per_row, then the origin, then whether rows become columns.
+
+    Of the last two it gives types and defaults alone. That the origin is (column, row) is taken from the order of
+    Cols and Rows in the type; no kernel of ours uses either.
+    """
     wide = np.arange(16 * 20, dtype=np.float32).reshape(16, 20)
     body = """
       simdgroup_float8x8 m;
@@ -103,7 +109,7 @@ def test_load_and_store_take_stride_origin_and_transposition() -> None:
 
 
 def test_a_matrix_of_one_value_is_diagonal_and_a_filled_one_is_full() -> None:
-    """6.7: simdgroup_matrix(T dval) "creates a diagonal matrix", make_filled_simdgroup_matrix fills."""
+    """6.7.1: simdgroup_matrix(T dval) "creates a diagonal matrix", make_filled_simdgroup_matrix fills."""
     diagonal = stored("simdgroup_float8x8 m(3.0f); simdgroup_store(m, y, 8); (void)a;", A)
     np.testing.assert_array_equal(diagonal, 3 * np.eye(8))
     filled = stored(

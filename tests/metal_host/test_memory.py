@@ -48,7 +48,7 @@ def test_a_wrong_index_in_a_header_names_the_line_of_the_header() -> None:
 
 
 def test_a_vector_must_lie_on_its_own_size() -> None:
-    """MSL specification, 2.2 (table 2.3): float4 is aligned to 16 bytes, packed_float4 to 4."""
+    """MSL specification, 2.2 (tables 2.3 and 2.4): float4 is aligned to 16 bytes, packed_float4 to 4."""
     body = "  const {}float4 v = *(const device {}float4*)(x + l % 4 * 2);\n  y[i] = v[0] + v[3];"
     with pytest.raises(KernelError, match=r"body:2: misaligned: byte 8 of x"):
         computed(body.format("", ""), counting(64))

@@ -1,7 +1,8 @@
 """What 32 lanes do together is what the Metal Shading Language Specification says.
 
-Sections by number and sentences by sense: 4.4.1 SIMD-groups, 5.2.3.6 attributes, 6.9.1 barriers, 6.9.2 SIMD-group
-functions (tables 6.13 to 6.15). Where it leaves something open, the test says what the host chose.
+Sections of version 4 by number and sentences by sense: 4.4.1 SIMD-groups, 5.2.3.6 attributes, 6.9.2 SIMD-group
+functions (table 6.14 shuffles, 6.15 sums), 6.9.3 quad-groups. Where it leaves something open, the test says what the
+host chose.
 """
 
 import numpy as np
@@ -15,7 +16,10 @@ RANDOM = np.random.default_rng(5).standard_normal(64).astype(np.float32)
 
 
 def test_lanes_are_counted_within_the_threadgroup_x_fastest() -> None:
-    """4.4.1: SIMD-groups are linear in the index of the thread; the last may be smaller."""
+    """4.4.1: only the last SIMD-group may be smaller. 5.2.3.6: they are linear and one-dimensional.
+
+    That lane i of the first group is thread i is nowhere said in so many words; MLX and llama.cpp rest on it too.
+    """
     lane = computed("  y[i] = thread_index_in_simdgroup;", counting(80), group=80)
     group = computed("  y[i] = simdgroup_index_in_threadgroup;", counting(80), group=80)
     np.testing.assert_array_equal(lane, np.arange(80) % 32)
@@ -71,7 +75,7 @@ def in_butterfly_order(x: Array) -> np.float32:
 
 
 def test_a_sum_adds_in_pairs_at_distance_16_8_4_2_1() -> None:
-    """6.9.2 says only that the sum over all active threads comes to all of them: the order is the host's choice."""
+    """6.9.2 (table 6.15) says only that all active threads get the sum over them: the order is the host's choice."""
     got = computed("  y[i] = simd_sum(x[i]);", RANDOM)
     assert set(got[:32]) == {in_butterfly_order(RANDOM[:32])}
     assert set(got[32:]) == {in_butterfly_order(RANDOM[32:])}
@@ -122,6 +126,7 @@ def test_a_shuffle_from_a_lane_that_is_not_there_is_an_error() -> None:
     "call", ["simd_broadcast(x[i], l)", "simd_shuffle_down(x[i], l % 2)", "simd_shuffle_xor(x[i], l)"]
 )
 def test_an_argument_that_must_be_the_same_for_all_lanes_is_held_to_it(call: str) -> None:
+    """6.9.2: delta and mask need to be, and a broadcast from different lanes is not defined."""
     with pytest.raises(KernelError, match="different arguments"):
         computed(f"  y[i] = {call};", counting(32))
 

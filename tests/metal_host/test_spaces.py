@@ -1,7 +1,7 @@
 """Address spaces are held apart: a kernel that mixes them does not run on the host, as it would not compile for a GPU.
 
-Metal Shading Language Specification, 4: a pointer or reference names the space of what it points to, in the parameters
-of every function, and none turns into another.
+Metal Shading Language Specification (version 4), chapter 4: a pointer or reference names the space of what it
+points to, in the parameters of every function, and none turns into another.
 """
 
 import pytest

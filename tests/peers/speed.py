@@ -55,7 +55,7 @@ class Peer:
 
     def __init__(self, folder: Path, model: Path, threads: int, context: int) -> None:
         self._folder = folder
-        self._common = ["-m", str(model), "-t", str(threads)]
+        self._common = ["-m", str(model), "-t", str(threads), "-dev", "none"]  # its CPU, where it has a GPU too
         self.context = context
 
     def calls(self) -> dict[str, Call]:

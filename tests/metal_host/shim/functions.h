@@ -1,4 +1,4 @@
-// Numeric functions (MSL specification, 6.2 to 6.6), for scalars and by element for vectors.
+// Numeric functions (MSL specification, 6.2 to 6.5 and 6.8), for scalars and by element for vectors.
 #pragma once
 
 #include "vectors.h"
@@ -56,7 +56,7 @@ template <class F, class A, class B, class C> auto mapped(F f, const A &a, const
     }
 }
 
-// A GPU's exp or log may be some units of the last place off (MSL specification, 8, tables of accuracy), always the
+// A GPU's exp or log may be some units of the last place off (MSL specification, 8.4), always the
 // same for the same argument: so is this, by as many units as the launch asks, up or down as a hash of x says.
 inline float rounded(double value, float x) {
     const float near = float(value);

@@ -1,6 +1,7 @@
-// 8 x 8 matrices of a simdgroup (MSL specification, 2.3.2 and 6.7).
+// 8 x 8 matrices of a simdgroup (MSL specification, 2.4 and 6.7).
 //
-// The specification hides which lane holds which element; on Apple GPUs lane l holds two neighbours of one row,
+// The specification leaves open which lane holds which element, and has no thread_elements(). By MLX's and others' kernels
+// (test_matrix.py) lane l holds two neighbours of one row,
 //     row = (l >> 4 & 1) * 4 + (l >> 1 & 3),  columns (l >> 3 & 1) * 4 + (l & 1) * 2 and the next,
 // which kernels use through thread_elements().
 #pragma once

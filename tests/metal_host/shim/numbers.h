@@ -1,8 +1,10 @@
-// half and bfloat: 16 bits each, every operation rounded once to nearest even (MSL specification, 2.1 and 8.1).
+// half and bfloat: 16 bits each, every operation rounded once to nearest even (MSL specification, 2.1, 8.2 and 8.6).
 //
 // Sums, products and quotients of two such numbers are formed in float, which has more than twice their digits plus
 // two, so that rounding a second time changes nothing; fma goes through double, rounded to odd.
 #pragma once
+
+#include "runtime.h"
 
 #include <cmath>
 #include <cstdint>
@@ -123,9 +125,24 @@ METAL_HOST_INTEGER(long long)
 METAL_HOST_INTEGER(unsigned long long)
 #undef METAL_HOST_INTEGER
 
+// What arithmetic takes a number for, and gives: a subnormal half is zero where the launch says so (8.1), as a conversion's
+// never is (8.6). Floats and bfloats, which have a float's range, are the processor's to flush.
+constexpr float taken_for(float x) { return x; }
+constexpr float taken_for(Narrow<Brain16> x) { return float(x); }
+constexpr float taken_for(Narrow<Binary16> x) {
+    const bool subnormal = (x.raw & 0x7c00) == 0;
+    return subnormal && !__builtin_is_constant_evaluated() && launch && launch->flush ? 0.0f : float(x);
+}
+template <class R> constexpr R given(R x) {
+    if constexpr (std::is_same_v<R, Narrow<Binary16>>)
+        return R(taken_for(x));
+    else
+        return x;
+}
+
 #define METAL_HOST_OPERATOR(op) \
     template <class A, class B, class R = typename mixed<A, B>::type> constexpr R operator op(A a, B b) { \
-        return R(float(R(a)) op float(R(b))); \
+        return given(R(taken_for(R(a)) op taken_for(R(b)))); \
     }
 METAL_HOST_OPERATOR(+)
 METAL_HOST_OPERATOR(-)
@@ -146,7 +163,8 @@ METAL_HOST_COMPARISON(!=)
 
 template <class F> Narrow<F> fused(Narrow<F> a, Narrow<F> b, Narrow<F> c) {
     // The product of two is exact in double, and rounding the sum to odd makes the last rounding the only one.
-    return Narrow<F>(to_odd(sum_to_odd(double(float(a)) * double(float(b)), double(float(c)))));
+    const double x = taken_for(a), y = taken_for(b), z = taken_for(c);
+    return given(Narrow<F>(to_odd(sum_to_odd(x * y, z))));
 }
 inline float fused(float a, float b, float c) { return std::fma(a, b, c); }
 

@@ -29,7 +29,7 @@ struct Launch {
     Size groups;           // threadgroups in each dimension
     std::uint32_t shuffle; // 0: sums in the documented order; else the seed of another
     std::uint32_t reverse; // threadgroups last first, lanes last first
-    std::uint32_t flush;   // subnormal floats are zero, as on a GPU
+    std::uint32_t flush;   // subnormal numbers are zero to arithmetic, as they may be on a GPU
     std::uint32_t ulps;    // how far exp, log, rsqrt and their like may be from the nearest float
 };
 
