@@ -1,12 +1,13 @@
-"""What a long prompt on one CPU stream does to decoding on another, beside what two separate processes do.
+"""What prompts on the CPU do to decoding on another stream, beside what they do to it from another process.
 
 Usage: python -m tests.peers.two_streams FILE [--seconds S] [--rounds N] [--prompt N] [--streams N]
 
-Two streams of MLX's CPU device stand in for a CPU that takes prompts and a GPU that decodes. Both run the engine over
-one copy of the weights, with MLX's own kernels, which keep to the stream's thread. Each round measures decoding alone,
-decoding beside the prompts of the other stream, and the contention of the machine itself: the same decoding beside the
-same prompts in another process, which shares nothing with it but caches, memory and clock. Placement costs nothing of
-its own where the two ratios are equal. FILE should be small: MLX's CPU kernels are slow.
+A stream of MLX's CPU device stands in for a GPU that decodes: the engine with MLX's own kernels, which keep to the
+stream's thread. Prompts are computed as `--prefill cpu` does it, by our own kernels over the same copy of the weights
+(engine/beside.py), here with one thread. Each round measures decoding alone, decoding beside these prompts, and the
+contention of the machine itself: the same decoding beside the same prompts in another process, which shares nothing
+with it but caches, memory and clock. Placement costs nothing of its own where the two ratios are equal. FILE should be
+small: MLX's CPU kernels are slow.
 """
 
 import argparse
@@ -22,9 +23,12 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
+from engine.batch import Span
+from engine.beside import Beside
 from engine.engine import Engine
+from engine.load import start_cpu
 from engine.messages import Sampling, Submit
-from tests.two_streams import LayerByLayer, Weights, on_own_stream
+from tests.two_streams import Weights
 
 READY = "prompts are computed"
 
@@ -36,20 +40,22 @@ class Prompts:
         self._weights, self._length = weights, length
         self._stop = threading.Event()
         self.begun = threading.Event()
-        self.done = 0  # tokens
 
     def run(self) -> None:
-        engine = self._weights.engine(self._length + 32, 1, LayerByLayer)
+        config, dtype = self._weights.config, self._weights.dtype
+        beside = Beside(self._weights.model, self._length, dtype)
+        nothing = [mx.zeros((0, 2, config.attention.kv_heads, config.attention.head_dim), dtype)] * config.layers
+        mx.eval(nothing)
         rng = np.random.default_rng(1)
-        name = 0
         while not self._stop.is_set():
-            if not engine.busy:
-                name += 1
-                tokens = rng.integers(5, self._weights.config.vocab, self._length).tolist()
-                engine.submit(Submit(name, tokens, Sampling(max_tokens=1, temperature=0)))
-                self.done += self._length
-            engine.step()
+            tokens = rng.integers(5, config.vocab, self._length).tolist()
+            beside.start([Span(tokens, 0, [], wants_logits=False)], [nothing])
             self.begun.set()
+            while not self._stop.is_set() and not beside.wait(0.05):
+                pass
+            if beside.done:
+                beside.take()
+        beside.close()
 
     def stop(self) -> None:
         self._stop.set()
@@ -82,7 +88,7 @@ class Decoding:
 @contextmanager
 def in_this_process(weights: Weights, length: int) -> Iterator[None]:
     prompts = Prompts(weights, length)
-    thread = on_own_stream(prompts.run)
+    thread = threading.Thread(target=prompts.run)
     thread.start()
     prompts.begun.wait()
     try:
@@ -106,7 +112,7 @@ def in_another(file: Path, length: int) -> Iterator[None]:
 
 def only_prompts(weights: Weights, length: int) -> None:
     prompts = Prompts(weights, length)
-    on_own_stream(prompts.run).start()
+    threading.Thread(target=prompts.run).start()
     prompts.begun.wait()
     print(READY, flush=True)
 
@@ -151,6 +157,7 @@ def main() -> None:
     parser.add_argument("--only-prompts", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     mx.set_default_device(mx.Device(mx.cpu))
+    start_cpu(1)
     if asked.only_prompts:
         only_prompts(Weights.of(asked.file), asked.prompt)
     else:
