@@ -1,6 +1,6 @@
 """Prompts on their way through the CPU while a GPU decodes: what is computed there for whom, and what comes back."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
@@ -82,15 +82,18 @@ class Away:
         """For whom something is computed there."""
         return [errand.work.sequence for errand in self._errands if errand.wanted]
 
-    def next(self, prompts: Iterable[Sequence]) -> Iterator[Work]:
-        """What the next pass takes of prompts, the oldest first; nothing while one is under way."""
-        piece, room = PIECE, self.tokens
-        for sequence in prompts if self.free else ():
-            count = min(sequence.alike, piece)
-            if not count or sequence.computed + count > room:
+    def next(self, weights: Mapping[Sequence, float]) -> Iterator[Work]:
+        """What the next pass takes of prompts, given the oldest first: a piece, shared by weight.
+
+        Nothing while one is under way. When copies have no more room for those before, the younger wait.
+        """
+        shares, room = _shared(weights) if self.free else {}, self.tokens
+        for sequence, share in shares.items():
+            count = min(share, room - sequence.computed)
+            if count <= 0:
                 return
             yield Work(sequence, count)
-            piece, room = piece - count, room - sequence.computed - count
+            room -= sequence.computed + count
 
     def send(self, works: list[Work]) -> None:
         """A pass is under way. Of each sequence the pages have room for the work."""
@@ -129,3 +132,13 @@ class Away:
                 assert errand.work.sequence.lease is errand.lease, "somebody computes for another's lease"
                 assert errand.lease.filled == errand.past, "what is computed away was computed here as well"
                 assert errand.lease.room() >= errand.past + errand.work.count, "what comes back has no pages"
+
+
+def _shared(weights: Mapping[Sequence, float]) -> dict[Sequence, int]:
+    """Of a piece the tokens of each, in the order given; what short ones leave over goes to the longer."""
+    counts, left, total = dict.fromkeys(weights, 0), PIECE, sum(weights.values())
+    for sequence in sorted(weights, key=lambda s: s.alike / weights[s]):
+        counts[sequence] = min(sequence.alike, left, max(1, round(left * weights[sequence] / total)))
+        left -= counts[sequence]
+        total -= weights[sequence]
+    return {sequence: count for sequence, count in counts.items() if count}

@@ -5,7 +5,7 @@ import math
 from models.config import ModelConfig
 
 PREFILL = 512  # prompt tokens of a pass at most; activations are laid out for so many
-PIECE = 1024  # of one on the CPU beside a GPU: each packs all weights anew, and who cancels it waits for a layer
+PIECE = 512  # of one on the CPU beside a GPU: each packs all weights anew, and a newcomer waits for its end
 ALONE = 1.0  # seconds of a pass that nobody waits for but who comes next, or leaves
 STRETCH = 3.0  # a pass with prompts takes about so many times one without, for those who decode
 BESIDE = 0.1  # seconds of such a pass as long as no other was seen

@@ -164,11 +164,11 @@ class Scheduler:
         return [Work(s, 1) for s in self.running if s.todo == 1]
 
     def _prompts(self) -> Iterator[Work]:
-        """Prompts share the pass's budget by their flows' weights; with a CPU beside, it takes them by their rank."""
+        """Prompts share the pass's budget by their flows' weights, and so they do on a CPU beside."""
         prompts = [s for s in self.running if s.todo > 1]
         weights = self._weights(prompts)
         if self._away is not None:
-            yield from self._away.next(s for s in weights if s.computed < s.border)
+            yield from self._away.next({s: weight for s, weight in weights.items() if s.computed < s.border})
             weights = {s: weight for s, weight in weights.items() if s.computed >= s.border}
         answering = len(self.running) - len(prompts)
         if weights:

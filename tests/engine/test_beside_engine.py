@@ -17,6 +17,7 @@ from engine.beside import Beside
 from engine.engine import Engine, Limits
 from engine.load import load
 from engine.messages import Asker, Delta, EngineSpec, Sampled, Sampling, Submit
+from engine.pace import PIECE
 from kvcache.cache import PageCache
 from kvcache.pages import PAGE
 from models.ops import Ops
@@ -123,15 +124,27 @@ def test_tokens_before_the_last_of_a_prompt_are_the_cpus_and_no_others() -> None
     assert min(int(batch.positions.min()) for batch in held.model.passes) == 0, "a prompt of one token has none"
 
 
-def test_a_pass_takes_the_oldest_first_in_pieces_and_what_is_common_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_share_a_pass_and_what_is_common_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_away, "PIECE", 70)
     held = Held()
     for name, prompt in ((1, LONG), (2, LONG), (3, [4] * 50)):
         held.submit(name, prompt)
     held.finish()
     asked = [[(span.tokens[0], span.past, len(span.tokens)) for span in spans] for spans in held.cpu.asked]
-    assert asked == [[(3, 0, 70)], [(3, 70, 29), (4, 0, 41)], [(4, 41, 8)]]
+    assert asked == [[(3, 0, 47), (4, 0, 23)], [(3, 47, 47), (4, 23, 23)], [(3, 94, 5), (4, 46, 3)]]
     assert [held.tokens(name) for name in (1, 2, 3)] == [whole(LONG), whole(LONG), whole([4] * 50)]
+
+
+def test_one_clients_long_prompts_leave_half_a_pass_to_anothers() -> None:
+    held = Held(pages=200)
+    for name in range(3):
+        held.engine.submit(Submit(name, [10 + name] * 1000, GREEDY, asker=Asker(client="many")))
+    held.engine.submit(Submit(9, [9] * 1000, GREEDY, asker=Asker(client="one")))
+    held.step()
+    (spans,) = held.cpu.asked
+    counts = {span.tokens[0]: len(span.tokens) for span in spans}
+    assert counts[9] == PIECE // 2
+    assert sum(counts.values()) == PIECE
 
 
 def test_who_leaves_is_waited_for_by_nobody() -> None:
