@@ -7,12 +7,12 @@ from models.config import ModelConfig
 PREFILL = 512  # prompt tokens of a pass at most; activations are laid out for so many
 PIECE = 512  # of one on the CPU beside a GPU: each packs all weights anew, and a newcomer waits for its end
 ALONE = 1.0  # seconds of a pass that nobody waits for but who comes next, or leaves
-STRETCH = 3.0  # a pass with prompts takes about so many times one without, for those who decode
+STRETCH = 2.5  # a pass with prompts takes about so many times one without, for those who decode
 BESIDE = 0.1  # seconds of such a pass as long as no other was seen
 FIRST = 64.0  # cost of the first pass, before anything is known of the machine
 ROWS = 8  # kernels take rows in strips of so many
 DENSER = 5.0  # so many times more operations a second do kernels reach with weights than with keys and values
-LEAST = ROWS // 2  # prompt tokens beside answers: fewer would read the weights for next to nothing
+LEAST = ROWS // 4  # prompt tokens beside answers: fewer would read all keys and values for next to nothing
 PROBE = 16  # passes with prompts, one after the other, until one without says how fast answers alone are now
 _FRESH = 0.3  # the weight of a new pass of answers
 _WINDOW = 256.0  # cost of the prompts that the estimate rests on: a machine's speed may change within seconds

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from engine.away import Away
-from engine.pace import LEAST, ROWS, Pace
 from engine.pace import PREFILL as MOST
+from engine.pace import ROWS, Pace
 from engine.sequence import Sequence
 from engine.turns import ANSWER, Turns
 from engine.work import Work
@@ -209,7 +209,7 @@ class Scheduler:
             share = budget * weights[s] / sum(weights[other] for other in members[i:])
             count = min(self._pace.tokens(s.computed, share), s.alike, most)
             if len(weights) == 1 and count < s.alike:
-                count = max(_whole_strips(count + answering) - answering, min(count, LEAST))
+                count = _filling_strips(count, answering)
             budget -= min(share, costs[s])
             most -= count
             if count > 0:
@@ -247,10 +247,12 @@ class Scheduler:
         self._blocked = None
 
 
-def _whole_strips(rows: int) -> int:
-    """At most so many, and of the kernels' strips none that is begun for a few."""
-    whole = ROWS if rows > 2 * ROWS else ROWS // 2
-    return rows // whole * whole
+def _filling_strips(count: int, answering: int) -> int:
+    """So many tokens or fewer, but half at least: rows of theirs and of answers that begin no strip in vain."""
+    rows = count + answering
+    strip = ROWS if rows > 2 * ROWS else ROWS // 2
+    fewer = rows // strip * strip - answering
+    return fewer if 2 * fewer >= count else count
 
 
 def _follows(sequence: Sequence, leader: Sequence) -> bool:

@@ -10,7 +10,8 @@ need not wait for one.
 A gap is the time between two tokens of a stream. "While it prefills" are those gaps that end or begin between the
 prompt's arrival and its first token. "Decode work" is what the streams' tokens of that time would have taken without
 the prompt: rounds of all streams, at the undisturbed median gap each, the mean of those before and after the prompt, as
-the streams' own contexts grow meanwhile.
+the streams' own contexts grow meanwhile. For the same reason the largest gap is compared with the median before and,
+gap by gap, with what lies between both medians at its time.
 """
 
 import argparse
@@ -44,6 +45,7 @@ class Seen:
     alone: list[float]  # times to first token
     beside: float
     rounds: float  # tokens that each stream got meanwhile
+    worst: float  # of the disturbed gaps, in undisturbed ones of its time
 
     @property
     def pace(self) -> float:
@@ -90,15 +92,23 @@ def seen_of(name: str, long: int, streams: Sequence[Stream], guest: Stream, alon
     settled = max(stream.arrivals[0] for stream in streams)
     pairs = [pair for stream in streams for pair in pairwise(stream.arrivals)]
     meanwhile = sum(told(stream, came, first) for stream in streams)
+    calm = [after - before for before, after in pairs if settled <= before and after <= came]
+    again = [after - before for before, after in pairs if before >= first]
+
+    def undisturbed(time: float) -> float:
+        part = (time - came) / (first - came)
+        return median(calm) * (1 - part) + median(again) * part
+
     return Seen(
         name,
         long,
-        [after - before for before, after in pairs if settled <= before and after <= came],
-        [after - before for before, after in pairs if before >= first],
+        calm,
+        again,
         [after - before for before, after in pairs if after > came and before < first],
         alone,
         guest.first,
         meanwhile / len(streams),
+        max((b - a) / undisturbed(min(max(a, came), first)) for a, b in pairs if b > came and a < first),
     )
 
 
@@ -122,6 +132,7 @@ def table(every: Sequence[Seen]) -> Iterator[str]:
     yield row("largest gap while it prefills", *(_ms(max(seen.disturbed)) for seen in every))
     ratios = (f"{max(seen.disturbed) / seen.pace:.1f}" for seen in every)
     yield row(f"largest over undisturbed median (goal {GOAL:.0f})", *ratios)
+    yield row("largest over the undisturbed gap of its time", *(f"{seen.worst:.1f}" for seen in every))
     yield row("its first token alone: before, after", *(", ".join(f"{t:.2f} s" for t in s.alone) for s in every))
     yield row("its first token beside the streams", *(f"{s.beside:.2f} s" for s in every))
     work = (f"{seen.rounds:.0f}, {seen.decode_work:.2f} s" for seen in every)
