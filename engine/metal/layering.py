@@ -5,6 +5,7 @@ computed alike. The baseline is what BuiltinOps does.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -77,31 +78,31 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(ABC):
     """Rows of some inputs; the results of each row lie side by side in one."""
 
     name: str
     dtype: mx.Dtype
 
-    @cached_property
+    @property
+    @abstractmethod
     def reference(self) -> Reference:
         """Within the bounds of our kernel: (T, everything that a row has)."""
-        raise NotImplementedError
 
     @property
     def exact(self) -> Doubles:
         return self.reference.exact
 
-    def alone(self, row: int) -> Self:
-        raise NotImplementedError
+    @abstractmethod
+    def alone(self, row: int) -> Self: ...
 
+    @abstractmethod
     def generous(self) -> Doubles:
         """MLX does not say how it rounds: each number within several roundings to the dtype of activations."""
-        raise NotImplementedError
 
+    @abstractmethod
     def made(self, ours: Kernels | None) -> list[mx.array]:
         """By our kernels, or by MLX's."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
