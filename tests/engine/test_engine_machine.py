@@ -199,8 +199,16 @@ class EngineAgainstAlone(RuleBasedStateMachine):
             if not self.open:
                 break
         assert not self.open, "a request is stuck"
+        self.idle()
         cache = self.engine.report().cache
         assert (cache.held, cache.free + cache.cached) == (0, self.pages)
+
+    def idle(self) -> None:
+        """As the engine's process spends its time when nobody asks: a page that came for nobody is let go."""
+        for _ in range(self.pages + 1):
+            if self.engine.cache.unsettled:
+                self.engine.settle()
+        assert not self.engine.cache.unsettled
 
     def hear(self, deltas: tuple[Delta, ...]) -> None:
         for delta in deltas:
@@ -219,3 +227,19 @@ class EngineAgainstAlone(RuleBasedStateMachine):
 
 TestEngineAgainstAlone: Any = EngineAgainstAlone.TestCase
 TestEngineAgainstAlone.settings = settings(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None)
+
+
+def test_page_that_came_for_nobody_is_let_go() -> None:
+    """It arrives with the last step of the only request that is left."""
+    machine = EngineAgainstAlone()
+    machine.begin(pages=8, max_batch=1, chunk=1, decoded=1)
+    patient, asker, one = Asker("a", "flex"), Asker("a"), sampling(1)
+    for prompt in ((1,) * 64, (1,), (1,)):
+        machine.submit(prompt=prompt, sampling=one, asker=patient)
+    machine.submit(prompt=(3,) * 150, sampling=sampling(34), asker=asker)
+    machine.submit(prompt=(1,) * 33, sampling=one, asker=patient)
+    machine.teardown()
+
+
+def sampling(tokens: int) -> Sampling:
+    return Sampling(max_tokens=tokens, seed=0, temperature=0.0, stop_tokens=(7,))
