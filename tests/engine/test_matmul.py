@@ -65,7 +65,7 @@ def test_is_near_the_exact_product(kind: Kind) -> None:
         (Kind("q4_k"), emulated.q4_k),
         (Kind("affine4_64", "f32"), emulated.affine4),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, Kind) else value.__name__,
 )
 def test_equals_the_stated_arithmetic_in_every_bit(kind: Kind, law: Callable[[F32, Weights], F32]) -> None:
     w = weights(kind, 37, width(kind))

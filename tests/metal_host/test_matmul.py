@@ -176,7 +176,7 @@ def test_many_rows_have_the_same_bits_alone_and_in_a_batch(kind: Kind) -> None:
 OPEN = [(few_of, kind) for kind in KINDS] + [(many_of, PLANES_4)]
 
 
-@pytest.mark.parametrize(("way", "kind"), OPEN, ids=str)
+@pytest.mark.parametrize(("way", "kind"), OPEN, ids=[f"{way.__name__}-{kind}" for way, kind in OPEN])
 def test_what_the_language_leaves_open_changes_no_bit(way: Callable[[Kind], Few | Many], kind: Kind) -> None:
     """Codes become numbers by arithmetic in halves, in which nothing is ever subnormal."""
     one, w = way(kind), weights(kind, 7, 512)
