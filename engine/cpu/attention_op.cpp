@@ -344,12 +344,21 @@ int64_t page_elements(int64_t kv_heads, int64_t head_dim, mx::Dtype dtype) {
   return kv_heads * (key_bytes(format, head_dim) + value_bytes(format, head_dim)) / dtype.size();
 }
 
+// MLX puts a size before its memory, so that this never begins a cache line: half of all loads would take two. The pages lie
+// somewhat further on in the memory, which lives as long as they do.
 mx::array unwritten_pages(int64_t pages, int64_t elements, mx::Dtype dtype) {
+  constexpr uintptr_t BEGIN = 4096;
   kv_format(dtype);
-  const size_t bytes = static_cast<size_t>(pages * elements) * dtype.size();
-  auto memory = mx::allocator::malloc(bytes);
-  ask_for_huge_pages(memory.buffer().raw_ptr(), bytes);
-  return mx::array(std::move(memory), {static_cast<int>(pages), static_cast<int>(elements)}, dtype);
+  const size_t page = static_cast<size_t>(elements) * dtype.size();
+  const int64_t more = BEGIN / page + 1;
+  const auto shape = [&](int64_t count) { return mx::Shape{static_cast<int>(count), static_cast<int>(elements)}; };
+  mx::array memory(mx::allocator::malloc((pages + more) * page), shape(pages + more), dtype);
+  const uintptr_t from = reinterpret_cast<uintptr_t>(memory.data<char>()), gap = (from + BEGIN - 1) / BEGIN * BEGIN - from;
+  ask_for_huge_pages(memory.data<char>() + gap, pages * page);
+  mx::array out(shape(pages), dtype, nullptr, {});
+  out.copy_shared_buffer(memory, memory.strides(), memory.flags(), pages * elements, gap / dtype.size());
+  out.set_status(mx::array::Status::available);
+  return out;
 }
 
 AttentionPlan::AttentionPlan(AttentionShape s, float e, bool i, std::vector<int32_t> st, std::vector<int32_t> p,
