@@ -10,8 +10,9 @@ NATIVE := pyproject.toml CMakeLists.txt quant/formats.py quant/header.py $(wildc
 serve: $(VENV)/.built
 	$(BIN)/puna serve $(MODEL)
 
+# Two at a time: most tests compute in one thread, or wait. A file's tests share what they compile.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.testable
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from models.config import ModelConfig
 PREFILL = 512  # prompt tokens of a pass at most; activations are laid out for so many
 PIECE = 512  # of one on the CPU beside a GPU: each packs all weights anew, and a newcomer waits for its end
 ALONE = 1.0  # seconds of a pass that nobody waits for but who comes next, or leaves
-STRETCH = 2.5  # a pass with prompts takes about so many times one without, for those who decode
+STRETCH = 2.0  # a pass with prompts takes about so many times one without, for those who decode
 BESIDE = 0.1  # seconds of such a pass as long as no other was seen
 FIRST = 64.0  # cost of the first pass, before anything is known of the machine
 ROWS = 8  # kernels take rows in strips of so many

@@ -93,6 +93,18 @@ def test_pages_are_written_in_place() -> None:
     assert not np.isnan(np.array(run.pages.astype(mx.float32))).all()
 
 
+@pytest.mark.parametrize("dtype", [mx.float16, mx.float32, mx.int8, mx.uint8])
+@pytest.mark.parametrize(("pages", "elements"), [(3, 32 * 64 * 2), (600, 8 * 32 * 64 * 2), (1, 2)])
+def test_pages_begin_on_a_page_of_the_system(pages: int, elements: int, dtype: mx.Dtype) -> None:
+    """No load of theirs takes two cache lines; and they are all there."""
+    made = _native.unwritten_pages(pages, elements, dtype)
+    seen = np.array(made, copy=False)
+    assert seen.ctypes.data % 4096 == 0
+    assert seen.shape == (pages, elements)
+    seen[:] = 3
+    assert (np.array(made) == 3).all()
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_a_key_that_is_no_number_is_not_taken_for_an_answer(wrong: float) -> None:
     """It comes out as NaN wherever it is seen, so that it reaches the logits and is told."""
