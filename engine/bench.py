@@ -17,6 +17,7 @@ from engine.bench_report import Asked, Machine, Report
 from engine.bench_samples import Burst, Measurement, line_of
 from engine.child import fault_of
 from engine.chips import BANDWIDTHS, chip
+from engine.engine import PassOps
 from engine.load import Brought, bring, start_cpu
 from engine.memory import token_bytes
 from engine.messages import Fault
@@ -147,17 +148,27 @@ class Passes:
     def _prefill(self, tokens: int, table: Sequence[int]) -> None:
         for at in range(0, tokens, PREFILL):
             end = min(at + PREFILL, tokens)
-            self._run([Span(self._tokens[at:end], at, table[: pages(end)], end == tokens)])
+            self._run([[Span(self._tokens[at:end], at, table[: pages(end)], end == tokens)]])
 
     def _decode(self, past: int, steps: int, tables: Sequence[Sequence[int]]) -> None:
-        for at in range(past, past + steps):
-            self._run([Span([self._tokens[at]], at, table[: pages(at + 1)], True, True) for table in tables])
+        def spans(at: int) -> list[Span]:
+            return [Span([self._tokens[at]], at, table[: pages(at + 1)], True, True) for table in tables]
 
-    def _run(self, spans: Sequence[Span]) -> None:
+        self._run([spans(at) for at in range(past, past + steps)])
+
+    def _run(self, passes: Sequence[Sequence[Span]]) -> None:
+        """One after the other. As in the engine, each is described while the one before it runs."""
+        ahead: tuple[PassOps, mx.array] | None = None
+        for spans, following in zip(passes, (*passes[1:], None), strict=True):
+            ops, logits = self._described(spans) if ahead is None or ahead[0].stale else ahead
+            ops.begin()
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+            ahead = self._described(following) if following else None
+            mx.eval(logits)
+
+    def _described(self, spans: Sequence[Span]) -> tuple[PassOps, mx.array]:
         ops = self._brought.ops_of(Batch.of(spans))
-        logits = self._brought.model.forward(ops)
-        ops.begin()
-        mx.eval(logits)
+        return ops, self._brought.model.forward(ops)
 
 
 class Measuring:
