@@ -10,8 +10,8 @@ need not wait for one.
 A gap is the time between two tokens of a stream. "While it prefills" are those gaps that end or begin between the
 prompt's arrival and its first token. "Decode work" is what the streams' tokens of that time would have taken without
 the prompt: rounds of all streams, at the undisturbed median gap each, the mean of those before and after the prompt, as
-the streams' own contexts grow meanwhile. For the same reason the largest gap is compared with the median before and,
-gap by gap, with what lies between both medians at its time.
+the streams' own contexts grow meanwhile. For the same reason each gap is compared with the undisturbed one of its time,
+which lies between both medians; over the median before, the streams' own growth alone may double it.
 """
 
 import argparse
@@ -131,8 +131,8 @@ def table(every: Sequence[Seen]) -> Iterator[str]:
     yield row("gap while it prefills: median, 95 %", *middles)
     yield row("largest gap while it prefills", *(_ms(max(seen.disturbed)) for seen in every))
     ratios = (f"{max(seen.disturbed) / seen.pace:.1f}" for seen in every)
-    yield row(f"largest over undisturbed median (goal {GOAL:.0f})", *ratios)
-    yield row("largest over the undisturbed gap of its time", *(f"{seen.worst:.1f}" for seen in every))
+    yield row("largest over the undisturbed median before", *ratios)
+    yield row(f"most over the undisturbed gap of its time (goal {GOAL:.0f})", *(f"{seen.worst:.1f}" for seen in every))
     yield row("its first token alone: before, after", *(", ".join(f"{t:.2f} s" for t in s.alone) for s in every))
     yield row("its first token beside the streams", *(f"{s.beside:.2f} s" for s in every))
     work = (f"{seen.rounds:.0f}, {seen.decode_work:.2f} s" for seen in every)
