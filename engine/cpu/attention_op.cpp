@@ -171,14 +171,8 @@ struct HeadTile {
   int64_t width() const { return c.plan.shape.head_dim; }
   int64_t queries() const { return rows.count * group(); }
 
-  // The pages of keys of partition `index`; null from the last on that a row sees.
-  void keys_of(int64_t index, const void **keys) const {
-    const int64_t end = std::min(c.plan.span(rows, rows.count - 1).last, (index + 1) * PARTITION);
-    for (int64_t page = index * PARTITION / PAGE; page * PAGE < end; ++page) *keys++ = c.keys(rows.sequence, page, head);
-  }
-
-  // What partition `index` gives, for the rows that see of it. The keys of `next` are to be read after this.
-  void attend(int64_t index, const Queries &queries, const void *const *next, float *scratch, const Partial &out) const {
+  // What partition `index` gives, for the rows that see of it.
+  void attend(int64_t index, const Queries &queries, float *scratch, const Partial &out) const {
     const Seeing seeing(c.plan, rows, index);
     const int64_t start = index * PARTITION;
     int32_t first[TILE_QUERIES], last[TILE_QUERIES];
@@ -187,11 +181,13 @@ struct HeadTile {
       first[r] = static_cast<int32_t>(std::max(span.first - start, int64_t{0}));
       last[r] = static_cast<int32_t>(std::min(span.last - start, PARTITION));
     }
-    const void *keys[PARTITION / PAGE] = {}, *values[PARTITION / PAGE] = {};
+    const void *keys[PARTITION / PAGE] = {}, *values[PARTITION / PAGE] = {}, *next[PARTITION / PAGE] = {};
+    const int64_t end = c.plan.span(rows, rows.count - 1).last, to_come = std::min(end - start - PARTITION, PARTITION);
     for (int64_t t = first[seeing.begin] / PAGE; t * PAGE < last[seeing.end - 1]; ++t) {
       keys[t] = c.keys(rows.sequence, start / PAGE + t, head);
       values[t] = c.values(rows.sequence, start / PAGE + t, head);
     }
+    for (int64_t t = 0; t * PAGE < to_come; ++t) next[t] = c.keys(rows.sequence, (start + PARTITION) / PAGE + t, head);
     const QueryCodes codes = from_query(queries.codes, seeing.begin * group());
     const AttentionTile tile{seeing.end - seeing.begin, group(), width(), queries.floats + seeing.begin * group() * width(), &codes,
                              first + seeing.begin, last + seeing.begin, c.format, keys, values, next, scratch};
@@ -218,131 +214,87 @@ struct HeadTile {
   }
 };
 
-constexpr int64_t WHOLE = -1;
-
-// Partitions of a tile through some KV heads. Where they are not all of the tile's, what each gives is kept, to be merged when
-// all are there: from the float `kept` on, for each of the tile's partitions head by head.
+// Partitions [begin, end) of a tile through one KV head. Where they are not all of the tile's, what each gives is kept
+// at `kept`, to be merged when all are there.
 struct Unit {
   const Rows *rows;
-  Span heads, partitions;
-  int64_t kept;  // or WHOLE
+  int64_t head, begin, end;
+  float *kept;
 };
 
-// The place of what partition `index` of a tile gives for one head.
-Partial kept_at(const HeadTile &tile, float *kept, int64_t index) {
-  const int64_t number = (index - tile.c.plan.partitions(tile.rows).first) * tile.c.plan.shape.kv_heads + tile.head;
-  return Pieces{kept + number * Pieces::partial_floats(tile.queries(), tile.width())}.partial(tile.queries(), tile.width());
-}
-
-// One head of a unit: what asks, and what comes of it.
-struct Asking {
-  HeadTile tile;
-  Queries queries;
-  Partial total;
-};
-
-// Partition by partition, and in these head by head, as pages lie in memory. Then this thread is likely to take `following`.
-void attend_unit(const Call &c, const Unit &unit, const Unit *following, float *kept) {
+void attend_unit(const Call &c, const Unit &unit) {
   thread_local Floats memory;
-  thread_local std::vector<Asking> heads;
-  const int64_t n = unit.rows->count * c.group(), width = c.plan.shape.head_dim, part = Pieces::partial_floats(n, width);
-  Pieces pieces{memory.at_least(part + unit.heads.count() * (part + Queries::room(n, width)) + attention_scratch(n, width))};
-  heads.clear();
-  for (int64_t h = unit.heads.first; h < unit.heads.last; ++h) {
-    const Queries queries = Queries::in(pieces, n, width);
-    for (int64_t r = 0; r < unit.rows->count; ++r) {
-      std::copy_n(c.heads_out(unit.rows->at + r, h), c.group() * width, queries.floats + r * c.group() * width);
-    }
-    if (quantised(c.format)) code_queries(queries.floats, n, width, queries.codes);
-    heads.push_back({{c, *unit.rows, h}, queries, pieces.partial(n, width)});
+  const HeadTile tile{c, *unit.rows, unit.head};
+  const int64_t n = tile.queries(), width = tile.width(), part = Pieces::partial_floats(n, width);
+  Pieces pieces{memory.at_least(2 * part + Queries::room(n, width) + attention_scratch(n, width))};
+  const Queries queries = Queries::in(pieces, n, width);
+  for (int64_t r = 0; r < tile.rows.count; ++r) {
+    std::copy_n(c.heads_out(tile.rows.at + r, unit.head), tile.group() * width, queries.floats + r * tile.group() * width);
   }
-  const Partial fresh = pieces.partial(n, width);
-  for (int64_t p = unit.partitions.first; p < unit.partitions.last; ++p) {
-    for (size_t i = 0; i < heads.size(); ++i) {
-      const auto &[tile, queries, total] = heads[i];
-      const void *next[PARTITION / PAGE] = {};
-      if (i + 1 < heads.size()) heads[i + 1].tile.keys_of(p, next);
-      else if (p + 1 < unit.partitions.last) heads[0].tile.keys_of(p + 1, next);
-      else if (following) HeadTile{c, *following->rows, following->heads.first}.keys_of(following->partitions.first, next);
-      const Partial out = unit.kept == WHOLE ? fresh : kept_at(tile, kept + unit.kept, p);
-      tile.attend(p, queries, next, pieces.next, out);
-      if (unit.kept == WHOLE) tile.add(p, out, total);
+  if (quantised(c.format)) code_queries(queries.floats, n, width, queries.codes);
+  const Partial next = pieces.partial(n, width), total = pieces.partial(n, width);
+  for (int64_t p = unit.begin; p < unit.end; ++p) {
+    if (unit.kept) {
+      Pieces place{unit.kept + (p - unit.begin) * part};
+      tile.attend(p, queries, pieces.next, place.partial(n, width));
+    } else {
+      tile.attend(p, queries, pieces.next, next);
+      tile.add(p, next, total);
     }
   }
-  if (unit.kept != WHOLE) return;
-  for (const Asking &head : heads) head.tile.finish(head.total);
+  if (!unit.kept) tile.finish(total);
 }
 
-// One head of a tile that was divided: what units kept is merged in ascending order.
-void merge_head(const Call &c, const Unit &whole, int64_t head, float *kept) {
+// A tile that was divided among units: what they kept is merged in ascending order.
+void merge_unit(const Call &c, const Unit &whole) {
   thread_local Floats memory;
-  const HeadTile tile{c, *whole.rows, head};
-  Pieces pieces{memory.at_least(Pieces::partial_floats(tile.queries(), tile.width()))};
-  const Partial total = pieces.partial(tile.queries(), tile.width());
-  for (int64_t p = whole.partitions.first; p < whole.partitions.last; ++p) tile.add(p, kept_at(tile, kept + whole.kept, p), total);
+  const HeadTile tile{c, *whole.rows, whole.head};
+  const int64_t n = tile.queries(), width = tile.width(), part = Pieces::partial_floats(n, width);
+  Pieces pieces{memory.at_least(part)}, kept{whole.kept};
+  const Partial total = pieces.partial(n, width);
+  for (int64_t p = whole.begin; p < whole.end; ++p) tile.add(p, kept.partial(n, width), total);
   tile.finish(total);
 }
 
-// The work of a call in units, and the tiles that they are of.
-struct Division {
-  std::vector<Unit> tiles, units;
-  int64_t floats = 0;  // that are kept
-
-  // A unit has at most an eighth of a thread's share, so that no thread waits long for another, but no less than one head of a
-  // tile's partition. A tile that has its pages for itself goes through as many heads at once as that allows: they lie side by
-  // side, and memory gives such runs a third faster than what lies 64 KB apart. Tiles that share pages take turns with one head,
-  // which stays in cache.
-  explicit Division(const Call &c) {
-    constexpr int64_t SHARES = 8;
-    const int64_t kv_heads = c.plan.shape.kv_heads;
-    int64_t work = 0;
-    for (const Rows &tile : c.tiles) work += c.plan.partitions(tile).count() * kv_heads;
-    const int64_t most = std::max(work / (SHARES * pool().threads()), int64_t{1});
-    for (auto begin = c.tiles.begin(), end = begin; begin != c.tiles.end(); begin = end) {
-      end = std::find_if(begin, c.tiles.end(), [&](const Rows &tile) { return tile.sequence != begin->sequence; });
-      const int64_t heads = end - begin == 1 ? std::min(most, kv_heads) : 1;
-      const size_t from = tiles.size();
-      for (auto tile = begin; tile != end; ++tile) add(c, *tile, most / heads);
-      for (int64_t head = 0; head < kv_heads; head += heads) {
-        for (size_t i = from; i < tiles.size(); ++i) divide(tiles[i], {head, std::min(head + heads, kv_heads)}, most / heads);
-      }
-    }
-  }
-
- private:
-  void add(const Call &c, const Rows &tile, int64_t length) {
-    const Span all = c.plan.partitions(tile);
-    const int64_t kv_heads = c.plan.shape.kv_heads;
-    tiles.push_back({&tile, {0, kv_heads}, all, all.count() > length ? floats : WHOLE});
-    if (all.count() > length) floats += all.count() * kv_heads * Pieces::partial_floats(tile.count * c.group(), c.plan.shape.head_dim);
-  }
-
-  void divide(const Unit &tile, Span heads, int64_t length) {
-    for (int64_t p = tile.partitions.first; p < tile.partitions.last; p += length) {
-      units.push_back({tile.rows, heads, {p, std::min(p + length, tile.partitions.last)}, tile.kept});
-    }
-  }
-};
-
+// A unit has at most an eighth of a thread's share, so that no thread waits long for another, but no less than a tile's partition.
+// Neighbours share a KV head and differ in rows, so a head's pages stay in cache.
 void attend_rows(const Call &c) {
+  constexpr int64_t SHARES = 8;
   thread_local Floats memory;
-  const int64_t written = c.plan.written.size();
+  const AttentionPlan &plan = c.plan;
+  const int64_t written = plan.written.size();
   pool().run(written + c.tiles.size(), [&](int64_t i) {
-    if (i < written) write_rows(c, c.plan.written[i]);
+    if (i < written) write_rows(c, plan.written[i]);
     else prepare_queries(c, c.tiles[i - written]);
   });
-  const Division division(c);
-  float *const kept = memory.at_least(division.floats);
-  const int64_t units = division.units.size(), threads = pool().threads();
-  pool().run(units, [&](int64_t i) {
-    attend_unit(c, division.units[i], i + threads < units ? &division.units[i + threads] : nullptr, kept);
-  });
-  if (division.floats == 0) return;
-  const int64_t kv_heads = c.plan.shape.kv_heads;
-  pool().run(division.tiles.size() * kv_heads, [&](int64_t i) {
-    const Unit &tile = division.tiles[i / kv_heads];
-    if (tile.kept != WHOLE) merge_head(c, tile, i % kv_heads, kept);
-  });
+
+  int64_t work = 0;
+  for (const Rows &tile : c.tiles) work += plan.partitions(tile).count();
+  const int64_t most = std::max(work * plan.shape.kv_heads / (SHARES * pool().threads()), int64_t{1});
+  const auto kept_floats = [&](const Rows &tile) {
+    return plan.partitions(tile).count() * Pieces::partial_floats(tile.count * c.group(), plan.shape.head_dim);
+  };
+  int64_t floats = 0;
+  for (const Rows &tile : c.tiles) floats += plan.partitions(tile).count() > most ? plan.shape.kv_heads * kept_floats(tile) : 0;
+  float *kept = memory.at_least(floats);
+  std::vector<Unit> units, divided;
+  for (int64_t head = 0; head < plan.shape.kv_heads; ++head) {
+    for (const Rows &tile : c.tiles) {
+      const Span all = plan.partitions(tile);
+      if (all.count() <= most) {
+        units.push_back({&tile, head, all.first, all.last, nullptr});
+        continue;
+      }
+      const int64_t each = kept_floats(tile) / all.count();
+      divided.push_back({&tile, head, all.first, all.last, kept});
+      for (int64_t p = all.first; p < all.last; p += most) {
+        units.push_back({&tile, head, p, std::min(p + most, all.last), kept + (p - all.first) * each});
+      }
+      kept += kept_floats(tile);
+    }
+  }
+  pool().run(units.size(), [&](int64_t i) { attend_unit(c, units[i]); });
+  pool().run(divided.size(), [&](int64_t i) { merge_unit(c, divided[i]); });
 }
 
 // Inputs: pages, q, k, v, rope and, with head norms, their two weights.
