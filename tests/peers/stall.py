@@ -1,22 +1,23 @@
 """What a long prompt does to streams that are running, and they to it, on Puna and on llama-server.
 
-Usage: python -m tests.peers.stall FILE --peer FOLDER [--long N] [--peer-long N] [--streams N] [--calm N]
-FOLDER holds llama-server. Four streams decode. After some time to themselves a long prompt arrives, and the time of
-each token is taken at the client. As many other tokens were prefilled alone before, which gives the prompt's own time
-to first token; and again at the end, for a machine's speed changes within minutes: their mean counts. llama-server
-gets a shorter prompt (it stalls for as long as that takes), and a slot more than there are streams, so that the prompt
-need not wait for one.
+Usage: python -m tests.peers.stall FILE --peer FOLDER [--long N] [--peer-long N] [--streams N] [--answer N] [--calm N]
+FOLDER holds llama-server. Four clients have one streamed answer after the other; their first ones are of different
+lengths, so that they do not end together. After some time to themselves a long prompt arrives, and the time of each
+token is taken at the client. As many other tokens were prefilled alone before, which gives the prompt's own time to
+first token; and again at the end, for a machine's speed changes within minutes: their mean counts. llama-server gets a
+shorter prompt (it stalls for as long as that takes), and a slot more than there are streams, so that the prompt need
+not wait for one.
 
-A gap is the time between two tokens of a stream. "While it prefills" are those gaps that end or begin between the
-prompt's arrival and its first token. "Decode work" is what the streams' tokens of that time would have taken without
-the prompt: rounds of all streams, at the undisturbed median gap each, the mean of those before and after the prompt, as
-the streams' own contexts grow meanwhile. For the same reason each gap is compared with the undisturbed one of its time,
-which lies between both medians; over the median before, the streams' own growth alone may double it.
+A gap is the time between two tokens of an answer; undisturbed ones are those before the long prompt came. Answers end
+and others begin, so that contexts are as long then as they are later, however long the prompt takes. "While it
+prefills" are those gaps that end or begin between the prompt's arrival and its first token. "Decode work" is what the
+streams' tokens of that time would have taken without the prompt: rounds of all streams, at the undisturbed median gap
+each, the mean of those before and after the prompt.
 """
 
 import argparse
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,8 +29,6 @@ from tests.peers.servers import Server, arguments, llama_server, puna
 from tests.peers.streams import Stream, complete, follow
 
 BEFORE = 64  # prompt tokens of a stream
-SPARE = 6144  # tokens of context beyond the long prompt: what a stream may answer
-AFTER = 64  # tokens of each stream after the long prompt's first
 GOAL = 5.0
 
 
@@ -45,7 +44,6 @@ class Seen:
     alone: list[float]  # times to first token
     beside: float
     rounds: float  # tokens that each stream got meanwhile
-    worst: float  # of the disturbed gaps, in undisturbed ones of its time
 
     @property
     def pace(self) -> float:
@@ -61,25 +59,55 @@ class Seen:
         return self.beside - mean(self.alone) - self.decode_work
 
 
+class Talker:
+    """A client that has one answer after the other."""
+
+    def __init__(self, begun: Callable[[int], Stream], first: int, later: int) -> None:
+        self._begun = begun
+        self._later = later
+        self.answers = [begun(first)]
+
+    @property
+    def answer(self) -> Stream:
+        return self.answers[-1]
+
+    @property
+    def tokens(self) -> int:
+        """Pieces, nearly."""
+        return sum(len(answer.arrivals) for answer in self.answers)
+
+    def go_on(self) -> None:
+        if self.answer.over:
+            self.answers.append(self._begun(self._later))
+
+
 def measure(server: Server, words: Words, long: int, asked: argparse.Namespace) -> Seen:
     complete(server, completion(words.draw(8), 4))
     alone = [complete(server, long_prompt(words, long)).first]
     with ExitStack() as open_streams:
 
-        def opened(prompt: int, tokens: int) -> Stream:
+        def begun(tokens: int) -> Stream:
             how = repeated(words.one())
-            return open_streams.enter_context(Stream(server, completion(words.draw(prompt), tokens, **how)))
+            return open_streams.enter_context(Stream(server, completion(words.draw(BEFORE), tokens, **how)))
 
-        streams = [opened(BEFORE, SPARE - BEFORE) for _ in range(asked.streams)]
-        follow(streams, lambda: all(len(stream.arrivals) > asked.calm for stream in streams))
+        lengths = [asked.answer * (place + 1) // asked.streams for place in range(asked.streams)]
+        talkers = [Talker(begun, length, asked.answer) for length in lengths]
+        talk(talkers, [], lambda: all(talker.tokens > asked.calm for talker in talkers))
         guest = open_streams.enter_context(Stream(server, long_prompt(words, long)))
-        follow([*streams, guest], lambda: bool(guest.arrivals))
-        seen = [len(stream.arrivals) for stream in streams]
-        follow(streams, lambda: all(len(s.arrivals) > n + AFTER for s, n in zip(streams, seen, strict=True)))
-        if any(stream.over for stream in streams):
-            raise SystemExit(f"{server.name}: a stream ended too early to measure with; take a shorter prompt")
+        talk(talkers, [guest], lambda: bool(guest.arrivals))
+        seen = [talker.tokens for talker in talkers]
+        talk(talkers, [], lambda: all(t.tokens > n + asked.calm for t, n in zip(talkers, seen, strict=True)))
     alone.append(complete(server, long_prompt(words, long)).first)
-    return seen_of(server.name, long, streams, guest, alone)
+    return seen_of(server.name, long, talkers, guest, alone)
+
+
+def talk(talkers: Sequence[Talker], guests: Sequence[Stream], enough: Callable[[], bool]) -> None:
+    """Until there is enough."""
+    while not enough():
+        streams = [*guests, *(talker.answer for talker in talkers)]
+        follow(streams, lambda: enough() or any(talker.answer.over for talker in talkers))
+        for talker in talkers:
+            talker.go_on()
 
 
 def long_prompt(words: Words, tokens: int) -> dict[str, object]:
@@ -87,28 +115,21 @@ def long_prompt(words: Words, tokens: int) -> dict[str, object]:
     return completion(words.draw(tokens), 1, **repeated(words.one()))
 
 
-def seen_of(name: str, long: int, streams: Sequence[Stream], guest: Stream, alone: list[float]) -> Seen:
+def seen_of(name: str, long: int, talkers: Sequence[Talker], guest: Stream, alone: list[float]) -> Seen:
     came, first = guest.asked, guest.arrivals[0]
-    settled = max(stream.arrivals[0] for stream in streams)
+    settled = max(talker.answers[0].arrivals[0] for talker in talkers)
+    streams = [answer for talker in talkers for answer in talker.answers if answer.arrivals]
     pairs = [pair for stream in streams for pair in pairwise(stream.arrivals)]
     meanwhile = sum(told(stream, came, first) for stream in streams)
-    calm = [after - before for before, after in pairs if settled <= before and after <= came]
-    again = [after - before for before, after in pairs if before >= first]
-
-    def undisturbed(time: float) -> float:
-        part = (time - came) / (first - came)
-        return median(calm) * (1 - part) + median(again) * part
-
     return Seen(
         name,
         long,
-        calm,
-        again,
+        [after - before for before, after in pairs if settled <= before and after <= came],
+        [after - before for before, after in pairs if before >= first],
         [after - before for before, after in pairs if after > came and before < first],
         alone,
         guest.first,
-        meanwhile / len(streams),
-        max((b - a) / undisturbed(min(max(a, came), first)) for a, b in pairs if b > came and a < first),
+        meanwhile / len(talkers),
     )
 
 
@@ -131,8 +152,7 @@ def table(every: Sequence[Seen]) -> Iterator[str]:
     yield row("gap while it prefills: median, 95 %", *middles)
     yield row("largest gap while it prefills", *(_ms(max(seen.disturbed)) for seen in every))
     ratios = (f"{max(seen.disturbed) / seen.pace:.1f}" for seen in every)
-    yield row(f"largest over the undisturbed median before (goal {GOAL:.0f})", *ratios)
-    yield row("most over the undisturbed gap of its time", *(f"{seen.worst:.1f}" for seen in every))
+    yield row(f"largest over the undisturbed median (goal {GOAL:.0f})", *ratios)
     yield row("its first token alone: before, after", *(", ".join(f"{t:.2f} s" for t in s.alone) for s in every))
     yield row("its first token beside the streams", *(f"{s.beside:.2f} s" for s in every))
     work = (f"{seen.rounds:.0f}, {seen.decode_work:.2f} s" for seen in every)
@@ -154,17 +174,19 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=16000)
     parser.add_argument("--peer-long", type=int, default=4000)
     parser.add_argument("--streams", type=int, default=4)
-    parser.add_argument("--calm", type=int, default=64, metavar="N", help="tokens of each stream before the prompt")
+    parser.add_argument("--answer", type=int, default=512, metavar="N", help="tokens of an answer")
+    parser.add_argument("--calm", type=int, default=512, metavar="N", help="tokens of each client before and after")
     asked = parser.parse_args()
     words = Words(asked.file)
     gc.disable()  # it would be a gap of ours
     print(f"{asked.streams} streams; {asked.calm} tokens of each before the long prompt.")
-    with puna(asked.file, asked.threads, asked.long + SPARE) as server:
+    usual = BEFORE + asked.answer
+    with puna(asked.file, asked.threads, max(asked.long, usual) + 1) as server:
         every = [measure(server, words, asked.long, asked)]
     print("\n" + "\n".join(table(every)) + "\n", flush=True)
     if asked.peer:
-        slots = asked.streams + 1
-        with llama_server(asked.peer, asked.file, asked.threads, asked.peer_long + SPARE, slots) as server:
+        slots, context = asked.streams + 1, max(asked.peer_long, usual) + 1
+        with llama_server(asked.peer, asked.file, asked.threads, context, slots) as server:
             every.append(measure(server, words, asked.peer_long, asked))
         print("\n" + "\n".join(table(every)))
 
