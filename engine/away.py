@@ -137,8 +137,8 @@ class Away:
 def _shared(weights: Mapping[Sequence, float]) -> dict[Sequence, int]:
     """Of a piece the tokens of each, in the order given; what short ones leave over goes to the longer."""
     counts, left, total = dict.fromkeys(weights, 0), PIECE, sum(weights.values())
-    for sequence in sorted(weights, key=lambda s: s.alike / weights[s]):
-        counts[sequence] = min(sequence.alike, left, max(1, round(left * weights[sequence] / total)))
+    for sequence in sorted(weights, key=lambda s: s.alike() / weights[s]):
+        counts[sequence] = min(sequence.alike(), left, max(1, round(left * weights[sequence] / total)))
         left -= counts[sequence]
         total -= weights[sequence]
     return {sequence: count for sequence, count in counts.items() if count}

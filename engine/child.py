@@ -108,7 +108,7 @@ def run(engine: Engine, inbox: Inbox, send: Callable[[FromEngine], None]) -> Non
             send(Step(news))
         news = ()
         if running:
-            engine.prepare()
+            engine.prepare(running)
             news = engine.finish(running)
         else:
             engine.linger()

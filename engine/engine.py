@@ -167,10 +167,10 @@ class Engine:
         if self._away is not None:
             self._away.wait(LINGER)
 
-    def prepare(self) -> None:
-        """While a pass runs: the one after it is described, as far as that can be known."""
-        works = self._scheduler.same_again() if self._lazy else None
-        self._prepared = self._described(works, ahead=1) if works else None
+    def prepare(self, running: Running) -> None:
+        """While the pass runs: the one after it is described, as far as that can be known."""
+        following = self._scheduler.next_after(running.of.works) if self._lazy else None
+        self._prepared = self._described(following) if following else None
 
     def finish(self, running: Running) -> tuple[Delta, ...]:
         """The pass is over; news of every sequence that got a token."""
@@ -211,7 +211,7 @@ class Engine:
     def _planned(self) -> Pass | None:
         self._prepared = None
         works = self._sent(self._scheduler.plan(self._clock()))
-        return self._described(works) if works else None
+        return self._described([(work, 0) for work in works]) if works else None
 
     def _sent(self, works: list[Work]) -> list[Work]:
         """What is left to do here, after prompts were sent to the CPU."""
@@ -231,11 +231,12 @@ class Engine:
             for work in self._away.fetch():
                 self._scheduler.accept(work)
 
-    def _described(self, works: list[Work], ahead: int = 0) -> Pass:
-        batch = Batch.of([work.span(ahead) for work in works])
-        pages = [list(work.pages) for work in works]
+    def _described(self, works: list[tuple[Work, int]]) -> Pass:
+        """Each with how many of its sequence's tokens are under way."""
+        batch = Batch.of([work.span(ahead) for work, ahead in works])
+        pages = [list(work.pages) for work, _ in works]
         ops = self._ops_of(batch)
-        return Pass(works, batch, pages, ops, self._model.forward(ops))
+        return Pass([work for work, _ in works], batch, pages, ops, self._model.forward(ops))
 
     def _following(self) -> Pass | None:
         """What was prepared, with the tokens that are known by now, if the pages are still those."""
@@ -246,7 +247,9 @@ class Engine:
             return None
         if any(work.pages != pages for work, pages in zip(prepared.works, prepared.pages, strict=True)):
             return None
-        prepared.batch.tokens[:] = [work.sequence.tokens[-1] for work in prepared.works]
+        for work, row in zip(prepared.works, prepared.batch.starts[:-1], strict=True):
+            if work.count == 1:
+                prepared.batch.tokens[row] = work.sequence.tokens[work.sequence.computed]
         return prepared
 
     def _next(self, sequence: Sequence, row: Logits) -> Delta:

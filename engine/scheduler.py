@@ -2,7 +2,7 @@
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from engine.away import Away
 from engine.pace import PREFILL as MOST
@@ -82,20 +82,30 @@ class Scheduler:
         self._stuck = not work and bool(self.running)
         return work
 
-    def same_again(self) -> list[Work] | None:
-        """The work of the next pass, if it is an answer's token more for each who runs, whatever these will be.
+    def next_after(self, under_way: Iterable[Work]) -> list[tuple[Work, int]] | None:
+        """The works of the next pass, each with how many of its sequence's tokens are under way; it has pages for all.
 
-        Asked while the tokens before them are still computed: each sequence has one token less than it will have.
+        It stands if nobody comes or goes until then. None where only `plan` can say: several prompts divide a pass, and
+        one that has a page whole may find the next.
         """
+        ahead = {work.sequence: work.count for work in under_way}
         here = [s for s in self.running if not self._elsewhere(s)]
-        if self._turns or any(s.todo != 1 for s in here):
+        if self._turns or not here or any(s not in ahead for s in here):
             return None
-        needs = [self._cache.missing(_lease(s), len(s.tokens) + 1) for s in here]
-        if not here or sum(needs) > self._cache.available:
+        prompts = [s for s in here if s.left(ahead[s]) > 1]
+        if len(prompts) > 1 or any(self._away is not None or _ends_page(s, ahead[s]) for s in prompts):
             return None
-        for sequence in here:
-            self._cache.grow(_lease(sequence), len(sequence.tokens) + 1)
-        return [Work(s, 1) for s in here]
+        works = [Work(s, 1) for s in here if s not in prompts]
+        for s in prompts:
+            budget = self._pace.budget(s.computed + ahead[s], len(works))
+            count = _filling_strips(self._within(s, budget, MOST, ahead[s]), s.alike(ahead[s]), len(works))
+            works += [Work(s, count)] if budget > 0 else []
+        ends = {work.sequence: work.sequence.computed + ahead[work.sequence] + work.count for work in works}
+        if sum(self._cache.missing(_lease(s), end) for s, end in ends.items()) > self._cache.available:
+            return None
+        for s, end in ends.items():
+            self._cache.grow(_lease(s), end)
+        return [(work, ahead[work.sequence]) for work in works]
 
     def accept(self, work: Work) -> None:
         """The work was computed."""
@@ -207,13 +217,17 @@ class Scheduler:
         members, most = sorted(weights, key=lambda s: costs[s] / weights[s]), MOST
         for i, s in enumerate(members):
             share = budget * weights[s] / sum(weights[other] for other in members[i:])
-            count = min(self._pace.tokens(s.computed, share), s.alike, most)
-            if len(weights) == 1 and count < s.alike:
-                count = _filling_strips(count, answering)
+            count = self._within(s, share, most)
+            if len(weights) == 1:
+                count = _filling_strips(count, s.alike(), answering)
             budget -= min(share, costs[s])
             most -= count
             if count > 0:
                 yield Work(s, count)
+
+    def _within(self, sequence: Sequence, cost: float, most: int, ahead: int = 0) -> int:
+        """So many tokens for that cost, when those under way are computed."""
+        return min(self._pace.tokens(sequence.computed + ahead, cost), sequence.alike(ahead), most)
 
     def _with_pages(self, works: list[Work]) -> Iterator[Work]:
         """The works for which there are pages, the oldest first; the youngest give theirs back."""
@@ -247,12 +261,17 @@ class Scheduler:
         self._blocked = None
 
 
-def _filling_strips(count: int, answering: int) -> int:
-    """So many tokens or fewer, but half at least: rows of theirs and of answers that begin no strip in vain."""
+def _filling_strips(count: int, alike: int, answering: int) -> int:
+    """All tokens, or so many or fewer, but half at least: rows of theirs and of answers that begin no strip in vain."""
     rows = count + answering
     strip = ROWS if rows > 2 * ROWS else ROWS // 2
     fewer = rows // strip * strip - answering
-    return fewer if 2 * fewer >= count else count
+    return fewer if count < alike and 2 * fewer >= count else count
+
+
+def _ends_page(sequence: Sequence, ahead: int) -> bool:
+    """The tokens under way make its page whole."""
+    return (sequence.computed + ahead) // PAGE > _lease(sequence).depth
 
 
 def _follows(sequence: Sequence, leader: Sequence) -> bool:

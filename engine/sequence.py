@@ -47,10 +47,14 @@ class Sequence:
         """Tokens whose keys and values are still to be computed; the last of them gives the next token."""
         return len(self.tokens) - self.computed
 
-    @property
-    def alike(self) -> int:
+    def left(self, ahead: int = 0) -> int:
+        """What will be to do when the pass under way has computed so many: one token follows the last."""
+        return self.todo - ahead or 1
+
+    def alike(self, ahead: int = 0) -> int:
         """How many of those, from the first on, are of one class."""
-        return min(self.todo, self.border - self.computed) if self.computed < self.border else self.todo
+        past, left = self.computed + ahead, self.left(ahead)
+        return min(left, self.border - past) if past < self.border else left
 
     def add(self, token: int) -> None:
         """It goes on with this one."""

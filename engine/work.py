@@ -31,8 +31,11 @@ class Work:
     def pages(self) -> list[int]:
         return self.sequence.lease.pages if self.sequence.lease else []
 
-    def span(self, ahead: int) -> Span:
-        """As it will be when the sequence has so many more tokens, of which nothing is known yet."""
+    def span(self, ahead: int = 0) -> Span:
+        """As it will be when the pass under way has computed so many of its tokens.
+
+        If those are all there are, one token follows of which nothing is known yet.
+        """
         s, past = self.sequence, self.sequence.computed + ahead
-        tokens = s.tokens[past : past + self.count] or [0] * self.count
-        return Span(tokens, past, self.pages, self.reaches_end, past >= s.border)
+        tokens = s.tokens[past : past + self.count] or [0]
+        return Span(tokens, past, self.pages, self.count == s.left(ahead), past >= s.border)

@@ -107,7 +107,7 @@ def test_the_pass_that_follows_is_described_ahead_while_the_cpu_computes() -> No
     running = engine.start()
     for _ in range(3):
         assert running is not None
-        engine.prepare()
+        engine.prepare(running)
         described = len(made)
         engine.finish(running)
         running = engine.start()
@@ -251,7 +251,7 @@ def answers(engine: Engine, asked: list[Submit], steps: int = 0) -> dict[int, li
         if running is None:
             engine.linger()
             return
-        engine.prepare()
+        engine.prepare(running)
         for delta in engine.finish(running):
             assert delta.fault is None
             found[delta.id] += [sampled.token for sampled in delta.tokens]

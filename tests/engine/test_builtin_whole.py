@@ -63,7 +63,7 @@ def ahead(engine: Engine) -> tuple[Delta, ...]:
     running = engine.start()
     if running is None:
         return ()
-    engine.prepare()
+    engine.prepare(running)
     return engine.finish(running)
 
 

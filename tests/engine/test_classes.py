@@ -123,8 +123,8 @@ def spans(sequence: Sequence, chunk: int) -> Iterator[range]:
     at = 0
     while at < len(sequence.tokens):
         sequence.lease = _At(at)  # type: ignore[assignment]
-        yield range(at, at + min(chunk, sequence.alike))
-        at += min(chunk, sequence.alike)
+        yield range(at, at + min(chunk, sequence.alike()))
+        at += min(chunk, sequence.alike())
 
 
 class _At:

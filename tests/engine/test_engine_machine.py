@@ -145,7 +145,7 @@ class EngineAgainstAlone(RuleBasedStateMachine):
             if running is None:
                 self.engine.check()
                 return
-            self.engine.prepare()
+            self.engine.prepare(running)
             self.hear(self.engine.finish(running))
             self.engine.check()
 

@@ -84,7 +84,7 @@ class Setting:
         running = self.engine.start()
         if running is None:
             return ()
-        self.engine.prepare()
+        self.engine.prepare(running)
         return self.engine.finish(running)
 
 

@@ -53,7 +53,7 @@ def news_of_step(engine: Engine) -> tuple[Delta, ...]:
     running = engine.start()
     if running is None:
         return ()
-    engine.prepare()
+    engine.prepare(running)
     return engine.finish(running)
 
 

@@ -2,8 +2,9 @@
 
 Usage: python -m tests.peers.stall FILE --peer FOLDER [--long N] [--peer-long N] [--streams N] [--answer N] [--calm N]
 FOLDER holds llama-server. Four clients have one streamed answer after the other; their first ones are of different
-lengths, so that they do not end together. After some time to themselves a long prompt arrives, and the time of each
-token is taken at the client. As many other tokens were prefilled alone before, which gives the prompt's own time to
+lengths, so that they do not end together. Each asks the same again, so that its prompt is in the server's cache and no
+other prefills beside the long one. After some time to themselves that one arrives, and the time of each token is taken
+at the client. As many other tokens were prefilled alone before, which gives the prompt's own time to
 first token; and again at the end, for a machine's speed changes within minutes: their mean counts. llama-server gets a
 shorter prompt (it stalls for as long as that takes), and a slot more than there are streams, so that the prompt need
 not wait for one.
@@ -17,12 +18,13 @@ each, the mean of those before and after the prompt.
 
 import argparse
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 from tests.peers.prompts import Words, completion, repeated
 from tests.peers.servers import Server, arguments, llama_server, puna
@@ -60,12 +62,13 @@ class Seen:
 
 
 class Talker:
-    """A client that has one answer after the other."""
+    """A client that has one answer after the other, to the same prompt."""
 
-    def __init__(self, begun: Callable[[int], Stream], first: int, later: int) -> None:
+    def __init__(self, begun: Callable[[Mapping[str, Any]], Stream], words: Words, first: int, later: int) -> None:
+        prompt, how = words.draw(BEFORE), repeated(words.one())
         self._begun = begun
-        self._later = later
-        self.answers = [begun(first)]
+        self._later = completion(prompt, later, **how)
+        self.answers = [begun(completion(prompt, first, **how))]
 
     @property
     def answer(self) -> Stream:
@@ -86,14 +89,13 @@ def measure(server: Server, words: Words, long: int, asked: argparse.Namespace) 
     alone = [complete(server, long_prompt(words, long)).first]
     with ExitStack() as open_streams:
 
-        def begun(tokens: int) -> Stream:
-            how = repeated(words.one())
-            return open_streams.enter_context(Stream(server, completion(words.draw(BEFORE), tokens, **how)))
+        def begun(body: Mapping[str, Any]) -> Stream:
+            return open_streams.enter_context(Stream(server, body))
 
         lengths = [asked.answer * (place + 1) // asked.streams for place in range(asked.streams)]
-        talkers = [Talker(begun, length, asked.answer) for length in lengths]
+        talkers = [Talker(begun, words, length, asked.answer) for length in lengths]
         talk(talkers, [], lambda: all(talker.tokens > asked.calm for talker in talkers))
-        guest = open_streams.enter_context(Stream(server, long_prompt(words, long)))
+        guest = begun(long_prompt(words, long))
         talk(talkers, [guest], lambda: bool(guest.arrivals))
         seen = [talker.tokens for talker in talkers]
         talk(talkers, [], lambda: all(t.tokens > n + asked.calm for t, n in zip(talkers, seen, strict=True)))
