@@ -72,6 +72,18 @@ def add_gated_mlp(
     """x + down(silu(gate(x)) * up(x)), gate and up of the normed x; weights are gate, up, down."""
 
 def norm(x: mx.array, weight: mx.array, eps: float) -> mx.array: ...
+def weigh(
+    logits: npt.NDArray[np.floating],
+    highest: float,
+    temperature: float,
+    least: float,
+    strip: int,
+    sums: npt.NDArray[np.float64],
+) -> None:
+    """Sums (ceil(V / strip),) of exp((logits - highest) / temperature), of 0 where that exponent is below `least`.
+
+    logits are (V,) of float32 or float64. A sum errs by a few ulp of it.
+    """
 
 class AttentionPlan:
     @staticmethod

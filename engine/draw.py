@@ -3,23 +3,23 @@
 The vocabulary is weighed strip by strip and never sorted whole; a weight is exp of a logit's gap to the highest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from engine import exact
+from engine import _native, exact
 
 Floats = npt.NDArray[np.float64]
 Reals = npt.NDArray[np.floating]
 Places = npt.NDArray[np.intp]
 Exp = Callable[[Floats], Floats]
 
-# Of the sum of weights. NumPy's exp errs by a few 2**-53 of a weight, by machine; the sum of a million of them, in
-# one order, errs by less than 2**-32. A choice that hangs on less is made again by the exact exp.
+# Of the sum of weights. A fast exp (NumPy's, the extension's) errs by a few 2**-53 of a weight, by machine; the sum of
+# a million of them, in one order, errs by less than 2**-32. A choice that hangs on less is made again by the exact exp.
 MARGIN = 1e-9
-_STRIP = 8192  # arrays of that length stay in an L2 cache and off the kernel's page faults
+_STRIP = 1024
 _BLOCK = 64
 _BELOW_ONE = 1 - 2.0**-53
 
@@ -33,7 +33,7 @@ class Shape:
     top_p: float
 
 
-def place(logits: Reals, shape: Shape, chance: float, fast: Exp = np.exp) -> int:
+def place(logits: Reals, shape: Shape, chance: float, fast: Exp | None = None) -> int:
     """The place that `chance`, in [0, 1), falls on; the same by every exp that errs by a few ulp."""
     chosen, margin = _Scales(logits, shape, fast).draw(chance)
     return chosen if margin > MARGIN else _Scales(logits, shape, exact.exp).draw(chance)[0]
@@ -52,9 +52,12 @@ def _in_order(values: Reals, places: Places) -> Places:
 
 
 class _Scales:
-    """Weights of logits; the highest weighs 1. A draw comes with its margin: the part of the sum it was decided by."""
+    """Weights of logits; the highest weighs 1. A draw comes with its margin: the part of the sum it was decided by.
 
-    def __init__(self, logits: Reals, shape: Shape, exp: Exp) -> None:
+    Without an exp the extension's kernels weigh the vocabulary, and NumPy's exp what is left of it.
+    """
+
+    def __init__(self, logits: Reals, shape: Shape, exp: Exp | None) -> None:
         self._logits = logits
         self._shape = shape
         self._exp = exp
@@ -63,7 +66,7 @@ class _Scales:
 
     def draw(self, chance: float) -> tuple[int, float]:
         strips = range(0, len(self._logits), _STRIP)
-        sums = np.array([self._weigh(self._strip(start)).sum() for start in strips])
+        sums = self._sums(strips)
         if self._shape.top_p < 1:
             places, spare = self._nucleus(self._shape.top_p * float(sums.sum()))
             drawn, margin, _ = _draw(self._weigh(self._logits[places]), chance)
@@ -72,6 +75,14 @@ class _Scales:
         drawn, margin, _ = _draw(self._weigh(self._strip(strips[strip])), rest)
         return strips[strip] + drawn, min(spare, margin * float(sums[strip] / sums.sum()))
 
+    def _sums(self, strips: Sequence[int]) -> Floats:
+        """Of the weights of each strip."""
+        if self._exp is not None:
+            return np.array([self._weigh(self._strip(start)).sum() for start in strips])
+        sums = np.empty(len(strips))
+        _native.weigh(self._logits, self._highest, self._shape.temperature, self._least, _STRIP, sums)
+        return sums
+
     def _strip(self, start: int) -> Reals:
         return self._logits[start : start + _STRIP]
 
@@ -79,7 +90,7 @@ class _Scales:
         gaps = logits.astype(np.float64) - self._highest
         with np.errstate(over="ignore"):  # a gap over a temperature near 0 is infinite, and its weight 0
             gaps /= self._shape.temperature
-        weights = self._exp(gaps)
+        weights = (self._exp or np.exp)(gaps)
         weights[gaps < self._least] = 0
         return weights
 

@@ -1,6 +1,7 @@
 // Rows of activations in AVX2.
 #include "avx2_lanes.h"
 #include "rows.h"
+#include "weigh.h"
 
 namespace puna {
 namespace {
@@ -32,6 +33,6 @@ void gate(const float *gate, const float *up, int64_t n, float *out) {
 
 }  // namespace
 
-const RowKernels avx2_rows{norm, gate};
+const RowKernels avx2_rows{norm, gate, weigh<float>, weigh<double>};
 
 }  // namespace puna

@@ -1,6 +1,7 @@
 // Rows of activations in AVX-512.
 #include "avx512_lanes.h"
 #include "rows.h"
+#include "weigh.h"
 
 namespace puna {
 namespace {
@@ -33,6 +34,6 @@ void gate(const float *gate, const float *up, int64_t n, float *out) {
 
 }  // namespace
 
-const RowKernels avx512_rows{norm, gate};
+const RowKernels avx512_rows{norm, gate, weigh<float>, weigh<double>};
 
 }  // namespace puna

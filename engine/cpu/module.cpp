@@ -72,6 +72,22 @@ mx::array tokens_taken(const mx::array &pages, const Ints &table, int64_t first,
   return take_tokens(pages, own, first, count, kv_heads, head_dim);
 }
 
+template <class Real>
+using Logits = nb::ndarray<const Real, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Sums = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <class Real>
+void weigh_logits(const Logits<Real> &logits, double highest, double temperature, double least, int64_t strip, const Sums &sums) {
+  const int64_t n = logits.size();
+  if (strip < 1 || static_cast<int64_t>(sums.size()) != (n + strip - 1) / strip) {
+    throw std::invalid_argument("[weigh] sums is (ceil(V / strip),)");
+  }
+  const Weighing weighing{highest, temperature, least, strip};
+  nb::gil_scoped_release others_go_on;
+  if constexpr (std::is_same_v<Real, float>) kernels().rows->weigh32(logits.data(), weighing, n, sums.data());
+  else kernels().rows->weigh64(logits.data(), weighing, n, sums.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -100,6 +116,8 @@ NB_MODULE(_native, m) {
   m.def("add_projected", &add_projected, "residual"_a, "x"_a, "weight"_a, "bias"_a);
   m.def("add_gated_mlp", &add_gated_mlp, "x"_a, "weights"_a, "biases"_a, "norm"_a.none() = nb::none(), "eps"_a = 0.0f);
 
+  m.def("weigh", &weigh_logits<float>, "logits"_a, "highest"_a, "temperature"_a, "least"_a, "strip"_a, "sums"_a);
+  m.def("weigh", &weigh_logits<double>, "logits"_a, "highest"_a, "temperature"_a, "least"_a, "strip"_a, "sums"_a);
   m.def("norm", &norm, "x"_a, "weight"_a, "eps"_a);
   nb::class_<AttentionPlan>(m, "AttentionPlan")
       .def_static("of", &make_plan, "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a, "eps"_a, "interleaved"_a,

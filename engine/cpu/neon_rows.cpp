@@ -1,6 +1,7 @@
 // Rows of activations in NEON.
 #include "neon_lanes.h"
 #include "rows.h"
+#include "weigh.h"
 
 namespace puna {
 namespace {
@@ -35,6 +36,6 @@ void gate(const float *gate, const float *up, int64_t n, float *out) {
 
 }  // namespace
 
-const RowKernels neon_rows{norm, gate};
+const RowKernels neon_rows{norm, gate, weigh<float>, weigh<double>};
 
 }  // namespace puna

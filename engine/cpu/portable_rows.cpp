@@ -1,6 +1,7 @@
 // Rows of activations in plain C++: the twin that defines what the others compute.
 #include "lanes.h"
 #include "rows.h"
+#include "weigh.h"
 
 namespace puna {
 namespace {
@@ -18,6 +19,6 @@ void gate(const float *gate, const float *up, int64_t n, float *out) {
 
 }  // namespace
 
-const RowKernels portable_rows{norm, gate};
+const RowKernels portable_rows{norm, gate, weigh<float>, weigh<double>};
 
 }  // namespace puna

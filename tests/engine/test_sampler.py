@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from engine import exact
-from engine.draw import Floats, Shape, largest, place
+from engine.draw import MARGIN, Floats, Shape, largest, place
 from engine.messages import Sampling
 from engine.sampler import Logits, choose, uniform
+from tests.engine.instruction_sets import printed_by_each
 
 VOCAB = 64
 rows = arrays(np.float32, VOCAB, elements=st.floats(-20, 20, width=32))
@@ -88,6 +89,19 @@ def test_a_token_does_not_depend_on_the_last_bits_of_exp(row: Logits, shape: Sha
         return off
 
     assert place(row, shape, chance) == place(row, shape, chance, rough) == place(row, shape, chance, exact.exp)
+
+
+@pytest.mark.parametrize("shape", [Shape(1.0, 0.0, 1.0), Shape(0.7, 0.02, 1.0), Shape(1.3, 0.0, 0.9)])
+def test_a_large_vocabulary_is_weighed_alike_by_kernels_and_by_the_exact_exp(shape: Shape) -> None:
+    row = row_of(3, vocab=20_000)
+    for index in range(20):
+        for logits in (row, row.astype(np.float64)):
+            assert place(logits, shape, uniform(1, index)) == place(logits, shape, uniform(1, index), exact.exp)
+
+
+def test_every_instruction_set_weighs_to_rounding() -> None:
+    """A thousandth of what a draw allows for."""
+    assert max(float(error) for error in printed_by_each("tests.engine.weigh_errors")) <= MARGIN / 1000
 
 
 def test_a_choice_on_the_edge_is_the_exact_one() -> None:
