@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.engine import Engine, Limits
@@ -144,3 +144,18 @@ def test_a_span_never_crosses_the_border_and_keys_tell_the_classes(
     assert [i for span in covered for i in span] == [*range(prompt + answered)]
     assert all(span.stop <= border or span.start >= border for span in covered)
     assert sequence.keys == [5 if i < border else 5 | MARK for i in range(prompt + answered)]
+
+
+@given(prompt=st.integers(1, 40), answered=st.integers(0, 40), at=st.integers(0, 79), ahead=st.integers(1, 79))
+@pytest.mark.parametrize("decoded", [None, 0, 1])
+def test_what_will_be_alike_is_what_is_then(
+    prompt: int, answered: int, at: int, ahead: int, decoded: int | None
+) -> None:
+    sequence = Sequence(Submit(1, [5] * prompt, Sampling(max_tokens=50)), 1000, decoded=decoded)
+    for _ in range(answered):
+        sequence.add(5)
+    assume(at + ahead < len(sequence.tokens))
+    sequence.lease = _At(at)  # type: ignore[assignment]
+    foreseen = sequence.left(ahead), sequence.alike(ahead)
+    sequence.lease = _At(at + ahead)  # type: ignore[assignment]
+    assert foreseen == (sequence.todo, sequence.alike())
