@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine import scheduler
 from engine.engine import Engine, Limits
 from engine.load import bring
 from engine.messages import Asker, Delta, EngineSpec, Sampled, Sampling, Submit
@@ -19,6 +20,7 @@ from tests.engine.hash_model import Chunks
 from tests.tiny_models import write_gguf, write_mlx
 
 CONTEXT = 4096
+LARGEST = 2048  # tokens of a chunk
 MODELS: dict[str, Callable[[Path], Path]] = {
     "gguf, q4_k": lambda folder: write_gguf(folder, "llama", kind="q4_k", context=CONTEXT),
     "mlx, 4 bits": lambda folder: write_mlx(folder, "qwen3", bits=4, context=CONTEXT),
@@ -59,6 +61,7 @@ class Setting:
         limits = Limits(brought.room.context, brought.config.vocab, max_batch)
         pace = Chunks(chunk)
         self.engine = Engine(brought.model, brought.ops_of, self.cache, limits, pace=pace, lazy=True)
+        self.largest = 0  # tokens of a pass
 
     def answers(self, asked: list[Submit], *, steps: int = 0) -> list[Answered]:
         """Of requests that come with so many steps between them."""
@@ -84,6 +87,7 @@ class Setting:
         running = self.engine.start()
         if running is None:
             return ()
+        self.largest = max(self.largest, len(running.of.batch.tokens))
         self.engine.prepare(running)
         return self.engine.finish(running)
 
@@ -102,15 +106,20 @@ def test_beside_others(path: Path, answer: list[Sampled], others: int) -> None:
     assert found[others // 2].tokens == answer
 
 
-def test_with_chunks_of_every_size_that_the_engine_takes(path: Path) -> None:
-    """The cache forgets between two: each is another salt's."""
-    prompt, how = (PROMPT + PROMPT)[: PREFILL + 8], Sampling(max_tokens=4, temperature=1.0, seed=11, logprobs=2)
-    setting = Setting(path)
+@pytest.mark.parametrize("sizes", [range(1, PREFILL + 1), range(PREFILL + 1, LARGEST + 1)], ids=["taken", "larger"])
+def test_with_chunks_of_every_size(path: Path, sizes: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of those that the engine would cut, or round to whole strips. The cache forgets between two: each is another
+    salt's."""
+    monkeypatch.setattr(scheduler, "MOST", LARGEST)
+    monkeypatch.setattr(scheduler, "_filling_strips", lambda count, alike, answering: count)
+    prompt, how = (PROMPT * 7)[: sizes[-1] + 8], Sampling(max_tokens=4, temperature=1.0, seed=11, logprobs=2)
+    setting = Setting(path, chunk=100)
     answer = setting.answers([Submit(0, prompt, how)])[0].tokens
-    for chunk in range(1, PREFILL):
+    for chunk in sizes:
         setting.engine._scheduler._pace = Chunks(chunk)
+        setting.largest = 0
         found = setting.answers([Submit(0, prompt, how, Asker(salt=str(chunk)))])[0]
-        assert (found.tokens, found.cached) == (answer, 0), chunk
+        assert (found.tokens, found.cached, setting.largest) == (answer, 0, chunk), chunk
 
 
 def test_with_a_warm_cache_of_any_part_of_the_prompt(path: Path, answer: list[Sampled]) -> None:
