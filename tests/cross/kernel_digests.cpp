@@ -181,6 +181,43 @@ void rows_of(const Row &row, int64_t n) {
   }
 }
 
+// Of logits' weights not the bits but the values are law: sums of strips within so much of themselves.
+constexpr double WEIGHT_ERROR = 1e-12;
+
+template <class Real>
+bool weighs(void (*weigh)(const Real *, const Weighing &, int64_t, double *), int64_t n, double temperature, double least) {
+  constexpr int64_t STRIP = 100;
+  Random random(n);
+  Array<Real> logits(n);
+  for (int64_t i = 0; i < n; ++i) {
+    logits[i] = random.below(8) ? random.within(20.0f) : -std::numeric_limits<Real>::infinity();
+  }
+  const Weighing weighing{20.0, temperature, least, STRIP};
+  Array<double> sums((n + STRIP - 1) / STRIP);
+  weigh(logits.at(0), weighing, n, sums.at(0));
+  for (int64_t first = 0; first < n; first += STRIP) {
+    double wanted = 0;
+    for (int64_t i = first; i < std::min(n, first + STRIP); ++i) {
+      const double exponent = (static_cast<double>(logits[i]) - 20.0) / temperature;
+      if (exponent >= std::max(least, -708.0)) wanted += std::exp(exponent);
+    }
+    const double error = std::abs(sums[first / STRIP] - wanted);
+    if (!(error <= WEIGHT_ERROR * wanted)) return false;
+  }
+  return true;
+}
+
+bool weights_of(const Row &row, int64_t n) {
+  for (const double temperature : {0.1, 0.8, 3.0})
+    for (const double least : {-std::numeric_limits<double>::infinity(), -4.0}) {
+      if (!weighs(row.rows->weigh32, n, temperature, least) || !weighs(row.rows->weigh64, n, temperature, least)) {
+        std::fprintf(stderr, "weights of %lld at %g cut at %g are wrong\n", static_cast<long long>(n), temperature, least);
+        return false;
+      }
+    }
+  return true;
+}
+
 // The exponential at every 2^12th float, by way of a gate of 1: silu(x) = x / (1 + exp(-x)).
 void exponential_of(const Row &row) {
   constexpr int64_t N = 1 << 20, AT_ONCE = 1 << 12;
@@ -289,6 +326,8 @@ int main(int count, char **words) {
     if (count != 2 || std::strcmp(words[1], row.name) != 0) continue;
     for (size_t kind = 0; kind < KIND_COUNT; ++kind) strips_of(row, kind);
     for (const int64_t n : {1, 15, 16, 17, 40, 257, 2048}) rows_of(row, n);
+    for (const int64_t n : {1, 31, 32, 33, 100, 101, 1000})
+      if (!weights_of(row, n)) return 1;
     exponential_of(row);
     for (const Shape &shape : SHAPES)
       for (const KV format : {KV::f32, KV::f16, KV::bf16, KV::q8, KV::q4})

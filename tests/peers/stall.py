@@ -4,10 +4,9 @@ Usage: python -m tests.peers.stall FILE --peer FOLDER [--long N] [--peer-long N]
 FOLDER holds llama-server. Four clients have one streamed answer after the other; their first ones are of different
 lengths, so that they do not end together. Each asks the same again, so that its prompt is in the server's cache and no
 other prefills beside the long one. After some time to themselves that one arrives, and the time of each token is taken
-at the client. As many other tokens were prefilled alone before, which gives the prompt's own time to
-first token; and again at the end, for a machine's speed changes within minutes: their mean counts. llama-server gets a
-shorter prompt (it stalls for as long as that takes), and a slot more than there are streams, so that the prompt need
-not wait for one.
+at the client. As many other tokens were prefilled alone before, which gives the prompt's own time to first token; and
+again at the end, for a machine's speed changes within minutes: their mean counts. llama-server gets a shorter prompt
+(it stalls for as long as that takes), and a slot more than there are streams, so that the prompt need not wait for one.
 
 A gap is the time between two tokens of an answer; undisturbed ones are those before the long prompt came. Answers end
 and others begin, so that contexts are as long then as they are later, however long the prompt takes. "While it
@@ -76,7 +75,7 @@ class Talker:
 
     @property
     def tokens(self) -> int:
-        """Pieces, nearly."""
+        """So many came at least: now and then two come as one piece."""
         return sum(len(answer.arrivals) for answer in self.answers)
 
     def go_on(self) -> None:
