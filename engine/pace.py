@@ -46,12 +46,16 @@ class Pace:
         return max(1, int(count))
 
     def budget(self, past: int, answers: int) -> float:
-        """The cost of prompts that the next pass may take, the first of which is so far."""
+        """The cost of prompts that the next pass may take, the first of which is so far.
+
+        0 is said once in a while and never twice: if there are no pages for answers, prompts must go on.
+        """
         if not self._costs:
             return FIRST
         if not answers:
             return ALONE * self._costs / self._seconds
         if self._mixed >= PROBE:
+            self._mixed = 0
             return 0.0
         seconds = (STRETCH - 1) * self._decode if self._decode is not None else BESIDE
         return max(seconds * self._costs / self._seconds, self.cost(past, LEAST))

@@ -75,3 +75,14 @@ def test_tokens_of_a_cost_cost_about_that(past: int, cost: float) -> None:
     assert tokens >= 1
     if tokens > 1:
         assert pace.cost(past, tokens) <= cost * (1 + 3e-4 * 1000)
+
+
+def test_a_probe_that_nobody_could_make_holds_no_prompt_up() -> None:
+    """Answers may lack the pages that a prompt has: asked again, without a pass between, it has its part."""
+    pace = Pace(steep=0.0)
+    pace.learn(1, 0.0, 0.02)
+    for _ in range(PROBE):
+        assert pace.budget(0, 1) > 0
+        pace.learn(1, 4.0, 0.04)
+    assert pace.budget(0, 1) == 0
+    assert pace.budget(0, 1) > 0
