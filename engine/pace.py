@@ -12,7 +12,7 @@ BESIDE = 0.1  # seconds of such a pass as long as no other was seen
 FIRST = 64.0  # cost of the first pass, before anything is known of the machine
 ROWS = 8  # kernels take rows in strips of so many
 DENSER = 5.0  # so many times more operations a second do kernels reach with weights than with keys and values
-LEAST = ROWS // 4  # prompt tokens beside answers: fewer would read all keys and values for next to nothing
+LEAST = 3  # prompt tokens beside answers: for fewer, reading all keys and values costs more than computing with them
 PROBE = 16  # passes with prompts, one after the other, until one without says how fast answers alone are now
 _FRESH = 0.3  # the weight of a new pass of answers
 _WINDOW = 256.0  # cost of the prompts that the estimate rests on: a machine's speed may change within seconds
@@ -34,6 +34,7 @@ class Pace:
         self._decode: float | None = None  # seconds of a pass of answers alone
         self._seconds = self._costs = 0.0  # that prompts of such cost added to their passes, of late
         self._mixed = 0  # passes since the last of answers alone
+        self._saved = 0.0  # cost that passes might have taken, and which is not enough yet for the least
 
     def cost(self, past: int, tokens: int) -> float:
         """Of so many tokens after `past` others."""
@@ -48,17 +49,24 @@ class Pace:
     def budget(self, past: int, answers: int) -> float:
         """The cost of prompts that the next pass may take, the first of which is so far.
 
-        0 is said once in a while and never twice: if there are no pages for answers, prompts must go on.
+        Where that is less than LEAST tokens it is saved, for so many in some later pass. 0 is never said for long, even
+        if nothing is learnt meanwhile: when there are no pages for answers, prompts must go on.
         """
         if not self._costs:
             return FIRST
         if not answers:
             return ALONE * self._costs / self._seconds
-        if self._mixed >= PROBE:
+        seconds = (STRETCH - 1) * self._decode if self._decode is not None else BESIDE
+        due, least = seconds * self._costs / self._seconds, self.cost(past, LEAST)
+        saving = due < least
+        if saving:
+            self._saved += max(due, least / 2)
+        if self._mixed >= PROBE or (saving and self._saved < least):
             self._mixed = 0
             return 0.0
-        seconds = (STRETCH - 1) * self._decode if self._decode is not None else BESIDE
-        return max(seconds * self._costs / self._seconds, self.cost(past, LEAST))
+        if saving:
+            self._saved -= least
+        return max(due, least)
 
     def learn(self, answers: int, cost: float, seconds: float) -> None:
         """A pass took so long. One that has no prompts reads the weights, as does every other."""

@@ -35,6 +35,25 @@ def test_who_decodes_beside_a_prompt_waits_a_bounded_multiple(decode: float, uni
     assert seconds <= max(1.1 * STRETCH * decode, least)
 
 
+@given(decode=st.floats(1e-2, 0.1), part=st.floats(0.01, 2.0))
+def test_a_deep_prompt_has_few_tokens_at_once_but_never_too_few(decode: float, part: float) -> None:
+    """Where a pass has time for a part of LEAST tokens, they come in some passes only: as often as that, or every second."""
+    pace = Pace(steep=1e-3)
+    past = 20_000
+    machine = Machine(decode, decode * (STRETCH - 1) / pace.cost(past, LEAST) * part)
+    for _ in range(5):
+        pace.learn(4, 0, decode)
+    for _ in range(PROBE):
+        machine.run(pace, 4, past)
+    seen = [machine.run(pace, 4, past)[1] for _ in range(40 * PROBE)]
+    assert min(count for count in seen if count) >= LEAST
+    share = 1 / part if part > 1 else 1.0
+    assert sum(count > 0 for count in seen) >= 0.9 * max(share, 0.5) * len(seen)
+    if part > 1:
+        assert abs(sum(seen) / len(seen) - LEAST * max(share, 0.5)) <= 0.1 * LEAST
+    assert all(seen[i] or seen[i + 1] for i in range(len(seen) - 1))
+
+
 @given(slower=st.floats(0.3, 4.0))
 def test_a_machine_that_changes_its_speed_keeps_its_chunks(slower: float) -> None:
     """Both kinds of work become slower or faster alike, and no pass is without prompts but the probes."""
