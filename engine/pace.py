@@ -14,6 +14,7 @@ ROWS = 8  # kernels take rows in strips of so many
 DENSER = 5.0  # so many times more operations a second do kernels reach with weights than with keys and values
 LEAST = 3  # prompt tokens beside answers: for fewer, reading all keys and values costs more than computing with them
 PROBE = 16  # passes with prompts, one after the other, until one without says how fast answers alone are now
+_ROUNDING = 1e-6  # tokens; the cost of two is enough for two, whatever the last bits of a root say
 _FRESH = 0.3  # the weight of a new pass of answers
 _WINDOW = 256.0  # cost of the prompts that the estimate rests on: a machine's speed may change within seconds
 
@@ -42,9 +43,9 @@ class Pace:
 
     def tokens(self, past: int, cost: float) -> int:
         """How many after `past` others the cost is enough for; one at least."""
-        first, steep = 1 + self._steep * past, self._steep
-        count = (math.sqrt(first * first + 2 * steep * cost) - first) / steep if steep else cost
-        return max(1, int(count))
+        first = 1 + self._steep * past
+        count = 2 * cost / (first + math.sqrt(first * first + 2 * self._steep * cost))
+        return max(1, int(count + _ROUNDING))
 
     def budget(self, past: int, answers: int) -> float:
         """The cost of prompts that the next pass may take, the first of which is so far.

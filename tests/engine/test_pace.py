@@ -35,11 +35,10 @@ def test_who_decodes_beside_a_prompt_waits_a_bounded_multiple(decode: float, uni
     assert seconds <= max(1.1 * STRETCH * decode, least)
 
 
-@given(decode=st.floats(1e-2, 0.1), part=st.floats(0.01, 2.0))
-def test_a_deep_prompt_has_few_tokens_at_once_but_never_too_few(decode: float, part: float) -> None:
-    """Where a pass has time for a part of LEAST tokens, they come in some passes only: as often as that, or every second."""
+@given(decode=st.floats(1e-2, 0.1), part=st.floats(0.01, 2.0), past=st.integers(10_000, 30_000))
+def test_a_deep_prompt_has_few_tokens_at_once_but_never_too_few(decode: float, part: float, past: int) -> None:
+    """Where there is time for a part of LEAST tokens, they come in so many passes only, but in every second."""
     pace = Pace(steep=1e-3)
-    past = 20_000
     machine = Machine(decode, decode * (STRETCH - 1) / pace.cost(past, LEAST) * part)
     for _ in range(5):
         pace.learn(4, 0, decode)
@@ -85,6 +84,12 @@ def test_a_prompt_alone_is_cut_so_that_a_newcomer_waits_about_a_second(unit: flo
     for _ in range(20):
         seconds, _ = machine.run(pace, 0, 0)
     assert seconds <= max(1.1 * ALONE, unit)
+
+
+@given(past=st.integers(0, 100_000), tokens=st.integers(1, 512), steep=st.floats(0, 1e-2))
+def test_the_cost_of_some_tokens_is_enough_for_so_many(past: int, tokens: int, steep: float) -> None:
+    pace = Pace(steep)
+    assert pace.tokens(past, pace.cost(past, tokens)) == tokens
 
 
 @given(past=st.integers(0, 100_000), cost=st.floats(1, 1000))
