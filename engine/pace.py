@@ -12,7 +12,8 @@ BESIDE = 0.1  # seconds of such a pass as long as no other was seen
 FIRST = 64.0  # cost of the first pass, before anything is known of the machine
 ROWS = 8  # kernels take rows in strips of so many
 DENSER = 5.0  # so many times more operations a second do kernels reach with weights than with keys and values
-LEAST = 3  # prompt tokens beside answers: for fewer, reading all keys and values costs more than computing with them
+LEAST, ENOUGH = 2, 3  # prompt tokens beside answers: for fewer, reading all keys and values costs more than computing
+STRAIN = 1.5  # so many times what a pass may take it takes now and then, if that makes its tokens ENOUGH
 PROBE = 16  # passes with prompts, one after the other, until one without says how fast answers alone are now
 _ROUNDING = 1e-6  # tokens; the cost of two is enough for two, whatever the last bits of a root say
 _FRESH = 0.3  # the weight of a new pass of answers
@@ -50,24 +51,25 @@ class Pace:
     def budget(self, past: int, answers: int) -> float:
         """The cost of prompts that the next pass may take, the first of which is so far.
 
-        Where that is less than LEAST tokens it is saved, for so many in some later pass. 0 is never said for long, even
-        if nothing is learnt meanwhile: when there are no pages for answers, prompts must go on.
+        Where that is less than ENOUGH tokens it is saved, for so many in some later pass. 0 is never said for long,
+        even if nothing is learnt meanwhile: when there are no pages for answers, prompts must go on.
         """
         if not self._costs:
             return FIRST
         if not answers:
             return ALONE * self._costs / self._seconds
         seconds = (STRETCH - 1) * self._decode if self._decode is not None else BESIDE
-        due, least = seconds * self._costs / self._seconds, self.cost(past, LEAST)
-        saving = due < least
+        due = seconds * self._costs / self._seconds
+        at_once = self.cost(past, min(max(self.tokens(past, STRAIN * due), LEAST), ENOUGH))
+        saving = due < at_once
         if saving:
-            self._saved += max(due, least / 2)
-        if self._mixed >= PROBE or (saving and self._saved < least):
+            self._saved += max(due, at_once / 2)
+        if self._mixed >= PROBE or (saving and self._saved < at_once):
             self._mixed = 0
             return 0.0
         if saving:
-            self._saved -= least
-        return max(due, least)
+            self._saved -= at_once
+        return max(due, at_once)
 
     def learn(self, answers: int, cost: float, seconds: float) -> None:
         """A pass took so long. One that has no prompts reads the weights, as does every other."""
