@@ -31,8 +31,9 @@ def test_who_decodes_beside_a_prompt_waits_a_bounded_multiple(decode: float, uni
         pace.learn(4, 0, decode)
     for _ in range(3 * PROBE):
         seconds, _ = machine.run(pace, 4, past)
-    least = decode + unit * pace.cost(past, LEAST + 1)
-    assert seconds <= max(1.1 * (1 + STRAIN * (STRETCH - 1)) * decode, least)
+    least, enough = (decode + unit * pace.cost(past, count + 1) for count in (LEAST, ENOUGH))
+    strained = 1.1 * (1 + STRAIN * (STRETCH - 1)) * decode
+    assert seconds <= max(1.1 * STRETCH * decode, least, min(strained, enough))
 
 
 @given(decode=st.floats(1e-2, 0.1), part=st.floats(0.2, 1.0), past=st.integers(10_000, 30_000))
