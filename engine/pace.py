@@ -36,7 +36,7 @@ class Pace:
         self._decode: float | None = None  # seconds of a pass of answers alone
         self._seconds = self._costs = 0.0  # that prompts of such cost added to their passes, of late
         self._mixed = 0  # passes since the last of answers alone
-        self._saved = 0.0  # cost that passes might have taken, and which is not enough yet for the least
+        self._saved = 0.0  # cost that passes might have taken, and that was not enough for tokens worth the reading
 
     def cost(self, past: int, tokens: int) -> float:
         """Of so many tokens after `past` others."""
@@ -63,7 +63,7 @@ class Pace:
         at_once = self.cost(past, min(max(self.tokens(past, STRAIN * due), LEAST), ENOUGH))
         saving = due < at_once
         if saving:
-            self._saved += max(due, at_once / 2)
+            self._saved = min(self._saved + max(due, at_once / 2), 2 * at_once)  # probes save, too
         if self._mixed >= PROBE or (saving and self._saved < at_once):
             self._mixed = 0
             return 0.0

@@ -54,6 +54,21 @@ def test_a_deep_prompt_has_few_tokens_at_once_but_never_too_few(decode: float, p
     assert all(seen[i] or seen[i + 1] for i in range(len(seen) - 1))
 
 
+def test_what_long_was_saved_is_no_licence_for_later() -> None:
+    """A part that just falls short saves more with each probe; when it shrinks, answers must feel nothing of that."""
+    pace = Pace(steep=1e-3)
+    past, decode = 20_000, 0.03
+    machine = Machine(decode, decode * (STRETCH - 1) / pace.cost(past, ENOUGH) / 0.99)
+    pace.learn(4, 0, decode)
+    for _ in range(100 * PROBE):
+        machine.run(pace, 4, past)
+    machine.unit *= 1.4
+    for _ in range(PROBE):
+        machine.run(pace, 4, past)
+    seen = [machine.run(pace, 4, past)[1] for _ in range(2 * PROBE)]
+    assert sum(seen) / len(seen) <= 1.1 * ENOUGH * 0.99 / 1.4
+
+
 @given(slower=st.floats(0.3, 4.0))
 def test_a_machine_that_changes_its_speed_keeps_its_chunks(slower: float) -> None:
     """Both kinds of work become slower or faster alike, and no pass is without prompts but the probes."""
